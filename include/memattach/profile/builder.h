@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "memattach/profile/profile.h"
+#include "memattach/trace/events.h"
+#include "memattach/trace/frame.h"
+
+namespace memattach::profile {
+
+struct BuildOptions {
+    bool cpu = true;
+    bool memory = false;
+    bool by_thread = false;    ///< --threads: stacks keep their tid
+    bool profile_all = false;  ///< charge the innermost frame, whoever's it is
+    std::vector<std::string>
+        only;  ///< --profile-only: keep rows whose path or function contains one of these
+    std::vector<std::string> exclude;  ///< --profile-exclude
+    std::string prefix, base_prefix;  ///< sys.prefix-like directories of the target, to tell its library from
+                                      ///< its code; may be empty
+    std::optional<double> memory_limit_bytes;  ///< cgroup's or the machine's, for time to limit
+};
+
+/// Collects events and computes every estimate at the end. Its memory is bounded by the number of distinct
+/// stacks and of live sampled blocks, not by the length of the session.
+class Builder {
+  public:
+    Builder(const trace::FunctionTable& functions, const BuildOptions& options);
+    ~Builder();
+    Builder(const Builder&) = delete;
+    Builder& operator=(const Builder&) = delete;
+
+    /// Interns a stack; a caller that sees the same stack again may keep the id (as the sampler does for
+    /// unchanged stacks).
+    enum class StackId : std::uint32_t {};
+    StackId intern(const trace::Stack& stack);
+
+    void add(const trace::CpuSample& sample, StackId stack);
+    void add(const trace::Alloc& alloc, StackId stack);
+    void add(const trace::Free& free);
+    void add(const TimelinePoint& point);
+    void name_thread(int pid, int tid, const std::string& name);
+
+    /// Live figures so far (for a live table) or the final profile; may be called repeatedly. Reads source
+    /// lines through `source`.
+    [[nodiscard]] Profile finish(const Target& target, const Session& session,
+                                 const Totals& known_totals) const;
+
+  private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace memattach::profile

@@ -1,0 +1,85 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "memattach/trace/frame.h"
+
+namespace memattach::trace {
+
+/// What the processor was doing for the thread when the sample was taken.
+enum class CpuMode : std::uint8_t {
+    unknown,  ///< nothing could tell (perf refused, no --blocking)
+    python,   ///< in the interpreter itself: its loop and the object code around it
+    native,   ///< in an extension module, a C library or the program's own native code
+    system,   ///< in the kernel
+};
+
+/// One look at one thread. Times are base::monotonic_ns().
+struct CpuSample {
+    std::uint64_t time_ns = 0;
+    std::int32_t pid = 0;
+    std::int32_t tid = 0;  ///< in memattach's pid namespace
+    bool on_cpu = false;   ///< else: waiting or runnable but not running
+    bool holds_gil = false;
+    CpuMode mode = CpuMode::unknown;
+};
+
+enum class AllocKind : std::uint8_t {
+    malloc,  ///< malloc family, whichever allocator serves it
+    object,  ///< Python's small-object allocator
+    mmap,    ///< mapped by the program itself, not by an allocator on a caller's behalf
+};
+
+/// One sampled allocation. `weight_bytes` is what it stands for: size / (probability that it was kept), where
+/// the probability is (1 − exp(−size/R)) × armed_fraction. `sampling_bytes` is that R.
+struct Alloc {
+    std::uint64_t time_ns = 0;
+    std::int32_t pid = 0;
+    std::int32_t tid = 0;
+    std::uint64_t address = 0;
+    std::uint64_t size_bytes = 0;
+    double sampling_bytes = 1;
+    double armed_fraction = 1;
+    /// Which armed window it was seen in; 0 where the site is armed all the time. Samples of one window are
+    /// not independent of each other, and the interval is computed with that in mind.
+    std::uint64_t window = 0;
+    AllocKind kind = AllocKind::malloc;
+};
+
+/// The end of a block. Those of blocks that were never sampled are told as well: unknown ones are counted.
+struct Free {
+    std::uint64_t time_ns = 0;
+    std::int32_t pid = 0;
+    std::int32_t tid = 0;
+    std::uint64_t address = 0;
+    std::uint64_t size_bytes = 0;  ///< munmap: how much; 0: the whole block
+};
+
+/// Everything that a profile is missing, by kind. It travels with the result.
+enum class Loss : std::uint8_t {
+    torn_stacks,        ///< the stack changed while it was read, on every try; the sample was dropped
+    unreadable_stacks,  ///< a frame or code object could not be read; the sample has an "[unknown frame]"
+    truncated_stacks,   ///< deeper than kMaxStackDepth
+    missed_samples,     ///< asked for by --rate, but memattach came too late
+    lost_events,        ///< a ring buffer was full
+    gone_threads,       ///< ended while being looked at
+    count_,
+};
+
+constexpr std::string_view name_of(Loss loss) {
+    constexpr std::array<std::string_view, static_cast<std::size_t>(Loss::count_)> kNames = {
+        "torn_stacks",    "unreadable_stacks", "truncated_stacks",
+        "missed_samples", "lost_events",       "gone_threads"};
+    return kNames[static_cast<std::size_t>(loss)];
+}
+
+struct LossCounts {
+    std::array<std::uint64_t, static_cast<std::size_t>(Loss::count_)> counts{};
+    std::uint64_t& operator[](Loss loss) { return counts[static_cast<std::size_t>(loss)]; }
+    std::uint64_t operator[](Loss loss) const { return counts[static_cast<std::size_t>(loss)]; }
+};
+
+}  // namespace memattach::trace
