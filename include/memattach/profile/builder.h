@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -20,8 +21,10 @@ struct BuildOptions {
     std::vector<std::string>
         only;  ///< --profile-only: keep rows whose path or function contains one of these
     std::vector<std::string> exclude;  ///< --profile-exclude
-    std::string prefix, base_prefix;  ///< sys.prefix-like directories of the target, to tell its library from
-                                      ///< its code; may be empty
+    std::uint64_t start_ns = 0;        ///< base::monotonic_ns() of the session's start; 0: the first event
+    /// The text of a source line of the target (line ≥ 1, without its newline), or empty where it can't be
+    /// read. Called once a row by finish(); may be empty itself.
+    std::function<std::string(const std::string& path, std::uint32_t line)> source_line;
     std::optional<double> memory_limit_bytes;  ///< cgroup's or the machine's, for time to limit
 };
 
@@ -42,11 +45,14 @@ class Builder {
     void add(const trace::CpuSample& sample, StackId stack);
     void add(const trace::Alloc& alloc, StackId stack);
     void add(const trace::Free& free);
+    void add(const trace::Window& window);
+    /// `live_bytes` is filled in by the builder where the point has none.
     void add(const TimelinePoint& point);
     void name_thread(int pid, int tid, const std::string& name);
 
     /// Live figures so far (for a live table) or the final profile; may be called repeatedly. Reads source
-    /// lines through `source`.
+    /// lines through BuildOptions::source_line. `known_totals` brings what the events can't tell: the rss_*
+    /// and before_attach figures and cpu_s.
     [[nodiscard]] Profile finish(const Target& target, const Session& session,
                                  const Totals& known_totals) const;
 

@@ -49,7 +49,25 @@ struct Alloc {
     AllocKind kind = AllocKind::malloc;
 };
 
-/// The end of a block. Those of blocks that were never sampled are told as well: unknown ones are counted.
+/// One stretch of time in which the allocation *and* free sites of a kind were armed, told when it is over,
+/// whether anything was seen in it or not: a window without a hit says as much as one with many, and the
+/// intervals are computed over all of them. A kind of which no window is ever told was armed all the time.
+///
+/// The session's own time (the target's run time, stops not counted) is cut into spans; within each span one
+/// window is armed at a random place. `own_ns / span_own_ns` is the armed fraction that its Allocs carry.
+struct Window {
+    std::uint64_t id = 0;  ///< as in Alloc::window, ascending; 0: armed without a break from start to end
+    std::int32_t pid = 0;
+    AllocKind kind = AllocKind::malloc;
+    std::uint64_t start_ns = 0;  ///< armed
+    std::uint64_t end_ns = 0;    ///< disarmed
+    std::uint64_t own_ns = 0;    ///< the target's own time between the two
+    std::uint64_t span_own_ns =
+        0;  ///< own time of the whole span that the window stands for, itself included
+};
+
+/// The end of a block. A realloc is a Free of the old block and, where the new one is sampled, an Alloc.
+/// Those of blocks that were never sampled are told as well: unknown ones are counted.
 struct Free {
     std::uint64_t time_ns = 0;
     std::int32_t pid = 0;
