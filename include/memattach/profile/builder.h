@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "memattach/profile/profile.h"
+#include "memattach/profile/stacks.h"
 #include "memattach/trace/events.h"
 #include "memattach/trace/frame.h"
 
@@ -18,10 +19,12 @@ struct BuildOptions {
     bool memory = false;
     bool by_thread = false;    ///< --threads: stacks keep their tid
     bool profile_all = false;  ///< charge the innermost frame, whoever's it is
-    std::vector<std::string>
-        only;  ///< --profile-only: keep rows whose path or function contains one of these
-    std::vector<std::string> exclude;  ///< --profile-exclude
-    std::uint64_t start_ns = 0;        ///< base::monotonic_ns() of the session's start; 0: the first event
+    /// --profile-only: the user's code is what has one of these in its path or qualified name.
+    std::vector<std::string> only;
+    /// --profile-exclude: what has one of these is not charged; its caller is. Where nothing is left of a
+    /// stack it goes to the row kOtherCode, so that the rows still add up to the totals.
+    std::vector<std::string> exclude;
+    std::uint64_t start_ns = 0;  ///< base::monotonic_ns() of the session's start; 0: the first event
     /// The text of a source line of the target (line ≥ 1, without its newline), or empty where it can't be
     /// read. Called once a row by finish(); may be empty itself.
     std::function<std::string(const std::string& path, std::uint32_t line)> source_line;
@@ -39,7 +42,7 @@ class Builder {
 
     /// Interns a stack; a caller that sees the same stack again may keep the id (as the sampler does for
     /// unchanged stacks).
-    enum class StackId : std::uint32_t {};
+    using StackId = profile::StackId;
     StackId intern(const trace::Stack& stack);
 
     void add(const trace::CpuSample& sample, StackId stack);

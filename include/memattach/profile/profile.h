@@ -47,9 +47,18 @@ struct Session {
         notes;  ///< what the reader must know: "no Python/native split: perf_event_paranoid is 3"
 };
 
+/// Paths of the rows that belong to no file: samples without any frame, and stacks of which the filters left
+/// nothing.
+inline constexpr const char* kNoStack = "[no stack]";
+inline constexpr const char* kOtherCode = "[other code]";
+
+/// A block is temporary when it is freed this soon after it was allocated. The one definition.
+inline constexpr std::uint64_t kTemporaryNs = 10'000'000;
+
 /// The figures of one row. The same for lines, functions, threads and stacks. Rows of `lines` and `functions`
 /// are self figures: charged to the innermost frame of the user's code; `*_total_*` count all stacks that the
-/// row appears in, once each.
+/// row appears in, once each; lines of the user's code that only call others have rows with zero self
+/// figures.
 struct Figures {
     // memory; all absent when the lens was off
     std::optional<double> alloc_bytes;
@@ -63,6 +72,7 @@ struct Figures {
     std::optional<double> peak_bytes;
     std::optional<double> temporary_bytes;
     std::optional<double> growth_bytes_per_min;
+    std::optional<double> growth_ci95;  ///< half width
     std::optional<double> resident_bytes;
     std::optional<double> memory_pct;  ///< share of allocated bytes
     std::optional<double> alloc_total_bytes;

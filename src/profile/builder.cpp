@@ -1,0 +1,91 @@
+#include "memattach/profile/builder.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "memattach/profile/cells.h"
+#include "memattach/profile/hotspots.h"
+#include "memattach/profile/rows.h"
+
+namespace memattach::profile {
+
+struct Builder::Impl {
+    const trace::FunctionTable& functions;
+    BuildOptions options;
+    StackTable stacks;
+    CellTable cells;
+    RowMaker::ThreadNames thread_names;
+    std::vector<TimelinePoint> timeline;
+
+    [[nodiscard]] CellId cell(StackId stack, std::int32_t pid, std::int32_t tid) {
+        return cells.find(stack, pid, options.by_thread ? tid : 0);
+    }
+};
+
+Builder::Builder(const trace::FunctionTable& functions, const BuildOptions& options)
+    : impl_(std::make_unique<Impl>(Impl{functions, options, {}, {}, {}, {}})) {}
+
+Builder::~Builder() = default;
+
+StackId Builder::intern(const trace::Stack& stack) {
+    return impl_->stacks.intern(stack);
+}
+
+void Builder::add(const trace::CpuSample& sample, StackId stack) {
+    impl_->cells.at(impl_->cell(stack, sample.pid, sample.tid)).cpu.add(sample);
+}
+
+void Builder::add(const TimelinePoint& point) {
+    // Ten points a second for an hour; then every other one goes, and so on.
+    constexpr std::size_t kMaxPoints = 36'000;
+    std::vector<TimelinePoint>& timeline = impl_->timeline;
+    timeline.push_back(point);
+    if (timeline.size() < kMaxPoints) return;
+    for (std::size_t i = 0; 2 * i < timeline.size(); ++i) timeline[i] = timeline[2 * i];
+    timeline.resize(timeline.size() / 2);
+}
+
+void Builder::name_thread(int pid, int tid, const std::string& name) {
+    impl_->thread_names.by_id[RowMaker::ThreadNames::key_of(pid, tid)] = name;
+}
+
+Profile Builder::finish(const Target& target, const Session& session, const Totals& known_totals) const {
+    Profile profile;
+    profile.target = target;
+    profile.session = session;
+    profile.totals = known_totals;
+    profile.timeline = impl_->timeline;
+    for (std::size_t i = 0; i < impl_->functions.size(); ++i) {
+        profile.function_table.push_back(impl_->functions.at(static_cast<trace::FunctionId>(i)));
+    }
+    RowMaker rows(impl_->functions, impl_->stacks, impl_->options);
+    for (const Cell& cell : impl_->cells.all()) {
+        rows.add(cell);
+        StackRow row;
+        impl_->stacks.read(cell.stack, row.frames);
+        row.pid = cell.pid;
+        row.tid = cell.tid;
+        row.cpu_samples = cell.cpu.samples;
+        row.python_samples = cell.cpu.python;
+        row.native_samples = cell.cpu.native;
+        row.system_samples = cell.cpu.system;
+        row.gil_samples = cell.cpu.gil;
+        row.wait_samples = cell.cpu.wait;
+        profile.stacks.push_back(std::move(row));
+    }
+    rows.write(profile, impl_->thread_names);
+    if (profile.totals.cpu_s == 0 && session.rate_hz > 0) {
+        profile.totals.cpu_s = static_cast<double>(profile.totals.cpu_samples) / session.rate_hz;
+    }
+    if (const std::uint64_t cut = impl_->stacks.cut(); cut > 0) {
+        profile.session.notes.push_back(
+            fmt::format("{} stacks were cut to their innermost frame: the program has more than {} distinct "
+                        "call paths",
+                        cut, StackTable::kMaxNodes));
+    }
+    profile.hotspots = find_hotspots(profile);
+    return profile;
+}
+
+}  // namespace memattach::profile

@@ -1,0 +1,204 @@
+#include "memattach/profile/rows.h"
+
+#include <algorithm>
+
+#include "memattach/profile/estimate.h"
+
+namespace memattach::profile {
+namespace {
+
+double percent(std::uint64_t part, std::uint64_t whole) {
+    return whole == 0 ? 0 : 100 * static_cast<double>(part) / static_cast<double>(whole);
+}
+
+/// What rows are sorted by: CPU share plus memory share, so that either makes a row expensive.
+double cost(const Figures& f) {
+    return f.cpu_pct.value_or(0) + f.memory_pct.value_or(0);
+}
+
+}  // namespace
+
+RowMaker::RowMaker(const trace::FunctionTable& functions, const StackTable& stacks,
+                   const BuildOptions& options)
+    : functions_(functions),
+      stacks_(stacks),
+      options_(options),
+      charging_(functions, options.profile_all, options.only, options.exclude) {}
+
+std::uint32_t RowMaker::path_id(const std::string& path) {
+    const auto [it, added] = path_ids_.try_emplace(path, static_cast<std::uint32_t>(paths_.size()));
+    if (added) paths_.push_back(path);
+    return it->second;
+}
+
+std::uint32_t RowMaker::path_of(trace::FunctionId function) {
+    const auto index = static_cast<std::size_t>(function);
+    if (index >= path_by_function_.size()) path_by_function_.resize(functions_.size(), kUnknown);
+    std::uint32_t& path = path_by_function_.at(index);
+    if (path == kUnknown) {
+        const trace::Function& f = functions_.at(function);
+        path = path_id(f.file.empty() ? f.name : f.file);
+    }
+    return path;
+}
+
+RowMaker::Line& RowMaker::line_at(std::uint32_t path, std::uint32_t line, trace::FunctionId function) {
+    // Places without a line number (native functions) are told apart by their function.
+    constexpr std::uint64_t kByFunction = 1ULL << 63;
+    const std::uint64_t key = line == 0 ? kByFunction | static_cast<std::uint64_t>(function)
+                                        : (static_cast<std::uint64_t>(path) << 32) | line;
+    const auto [it, added] = line_ids_.try_emplace(key, static_cast<std::uint32_t>(lines_.size()));
+    if (added) lines_.push_back({path, line, function, 0, {}});
+    return lines_[it->second];
+}
+
+RowMaker::Line& RowMaker::pseudo_line(const char* path) {
+    const std::uint32_t id = path_id(path);
+    const std::uint64_t key = (static_cast<std::uint64_t>(id) << 32) | 0;
+    const auto [it, added] = line_ids_.try_emplace(key, static_cast<std::uint32_t>(lines_.size()));
+    if (added) lines_.push_back({id, 0, kNoFunction, 0, {}});
+    return lines_[it->second];
+}
+
+RowMaker::FunctionSums& RowMaker::function_at(trace::FunctionId function) {
+    const auto index = static_cast<std::size_t>(function);
+    if (index >= function_rows_.size()) function_rows_.resize(functions_.size(), kUnknown);
+    std::uint32_t& row = function_rows_.at(index);
+    if (row == kUnknown) {
+        row = static_cast<std::uint32_t>(function_sums_.size());
+        function_sums_.push_back({function, {}});
+    }
+    return function_sums_[row];
+}
+
+void RowMaker::add(const Cell& cell) {
+    const std::uint64_t seen_by = ++cells_seen_;
+    const auto add_self = [&](Sums& sums) { sums.self += cell.cpu; };
+    const auto add_total = [&](Sums& sums) {
+        if (sums.seen_by == seen_by) return;  // recursion: a stack counts once
+        sums.seen_by = seen_by;
+        sums.total_samples += cell.cpu.samples;
+    };
+
+    add_self(all_);
+    stacks_.read(cell.stack, stack_);
+    const std::optional<std::size_t> charged = charging_.charged(stack_);
+    if (charged) {
+        const trace::Frame& frame = stack_[*charged];
+        Line& line = line_at(path_of(frame.function), frame.line, frame.function);
+        add_self(line.sums);
+        const std::uint64_t weight = cell.cpu.samples + cell.cpu.wait;
+        if (weight > line.function_weight) {
+            line.function = frame.function;
+            line.function_weight = weight;
+        }
+        add_self(function_at(frame.function).sums);
+    } else {
+        Line& line = pseudo_line(stack_.empty() ? kNoStack : kOtherCode);
+        add_self(line.sums);
+        add_total(line.sums);
+    }
+    for (std::size_t i = 0; i < stack_.size(); ++i) {
+        const trace::Frame& frame = stack_[i];
+        const bool own = charged && *charged == i;
+        if (!own && !options_.profile_all && !charging_.is_user(frame.function)) continue;
+        add_total(line_at(path_of(frame.function), frame.line, frame.function).sums);
+        add_total(function_at(frame.function).sums);
+    }
+    if (options_.by_thread) {
+        auto thread = std::find_if(threads_.begin(), threads_.end(), [&](const ThreadSums& t) {
+            return t.pid == cell.pid && t.tid == cell.tid;
+        });
+        if (thread == threads_.end()) thread = threads_.insert(thread, {cell.pid, cell.tid, {}});
+        add_self(thread->sums);
+        add_total(thread->sums);
+    }
+}
+
+Figures RowMaker::figures_of(const Sums& sums) const {
+    Figures f;
+    if (options_.cpu) {
+        const CpuCounts& self = sums.self;
+        f.cpu_samples = self.samples;
+        f.cpu_pct = percent(self.samples, all_.self.samples);
+        f.cpu_ci95 = 100 * share_ci95(self.samples, all_.self.samples);
+        f.cpu_total_pct = percent(sums.total_samples, all_.self.samples);
+        if (all_.self.wait > 0) f.wait_samples = self.wait;
+        if (const std::uint64_t known = self.python + self.native + self.system; known > 0) {
+            f.python_pct = percent(self.python, known);
+            f.native_pct = percent(self.native, known);
+            f.system_pct = percent(self.system, known);
+        }
+        if (self.samples > 0) f.gil_pct = percent(self.gil, self.samples);
+    }
+    return f;
+}
+
+void RowMaker::write_files(Profile& profile) const {
+    std::vector<std::size_t> file_of(paths_.size(), ~std::size_t{0});
+    std::vector<Sums> sums;
+    for (const Line& line : lines_) {
+        if (file_of[line.path] == ~std::size_t{0}) {
+            file_of[line.path] = profile.files.size();
+            FileRow file;
+            file.path = paths_[line.path];
+            file.user_code = line.function != kNoFunction && charging_.is_user(line.function);
+            profile.files.push_back(std::move(file));
+            sums.emplace_back();
+        }
+        FileRow& file = profile.files[file_of[line.path]];
+        LineRow row;
+        row.line = line.line;
+        row.function = line.function == kNoFunction ? paths_[line.path] : functions_.at(line.function).name;
+        row.figures = figures_of(line.sums);
+        const bool has_source = line.line > 0 && line.function != kNoFunction &&
+                                functions_.at(line.function).kind == trace::FunctionKind::python;
+        if (has_source && options_.source_line) row.code = options_.source_line(file.path, line.line);
+        file.lines.push_back(std::move(row));
+        sums[file_of[line.path]].self += line.sums.self;
+    }
+    for (std::size_t i = 0; i < profile.files.size(); ++i) {
+        FileRow& file = profile.files[i];
+        file.figures = figures_of(sums[i]);
+        // Lines call each other: a file's total is not the sum of its lines'.
+        file.figures.cpu_total_pct.reset();
+        std::sort(file.lines.begin(), file.lines.end(), [](const LineRow& a, const LineRow& b) {
+            return a.line != b.line ? a.line < b.line : a.function < b.function;
+        });
+    }
+    std::stable_sort(profile.files.begin(), profile.files.end(), [](const FileRow& a, const FileRow& b) {
+        const double ca = cost(a.figures);
+        const double cb = cost(b.figures);
+        return ca != cb ? ca > cb : a.path < b.path;
+    });
+}
+
+void RowMaker::write_functions(Profile& profile) const {
+    for (const FunctionSums& function : function_sums_) {
+        const trace::Function& f = functions_.at(function.function);
+        profile.functions.push_back({f.name, f.file, f.first_line, figures_of(function.sums)});
+    }
+    std::stable_sort(profile.functions.begin(), profile.functions.end(),
+                     [](const FunctionRow& a, const FunctionRow& b) {
+                         const double ca = cost(a.figures);
+                         const double cb = cost(b.figures);
+                         if (ca != cb) return ca > cb;
+                         return a.path != b.path ? a.path < b.path : a.first_line < b.first_line;
+                     });
+}
+
+void RowMaker::write(Profile& profile, const ThreadNames& names) const {
+    write_files(profile);
+    write_functions(profile);
+    for (const ThreadSums& thread : threads_) {
+        const auto name = names.by_id.find(ThreadNames::key_of(thread.pid, thread.tid));
+        profile.threads.push_back(
+            {thread.pid, thread.tid, name == names.by_id.end() ? "" : name->second, figures_of(thread.sums)});
+    }
+    std::stable_sort(
+        profile.threads.begin(), profile.threads.end(),
+        [](const ThreadRow& a, const ThreadRow& b) { return cost(a.figures) > cost(b.figures); });
+    profile.totals.cpu_samples = all_.self.samples;
+}
+
+}  // namespace memattach::profile
