@@ -47,6 +47,7 @@ struct Layout {
         Offset interpreters_head = kAbsent;
         Offset finalizing = kAbsent;      ///< a thread state pointer, not null while finalising
         Offset tstate_current = kAbsent;  ///< 3.8–3.11: gilstate.tstate_current, the GIL's holder
+        Offset gc = kAbsent;  ///< 3.8: of struct _gc_runtime_state in it; later see gc.interpreter_gc
     } runtime;
     struct Interpreter {  // PyInterpreterState
         Offset size = kAbsent;
@@ -116,7 +117,7 @@ struct Layout {
         Offset name = kAbsent;  ///< tp_name
     } type;
     struct Gc {
-        Offset interpreter_gc = kAbsent;  ///< of struct _gc_runtime_state in PyInterpreterState
+        Offset interpreter_gc = kAbsent;  ///< 3.9+: of struct _gc_runtime_state in PyInterpreterState
         Offset collecting = kAbsent;
     } gc;
 
