@@ -1,0 +1,196 @@
+/// When allocation sites are armed, and which of the allocations seen are kept. Pure arithmetic on clocks and
+/// counts: no process, no system call; tests run it against simulated programs.
+///
+///     Schedule schedule(policy, now);
+///     loop:
+///       Plan plan = schedule.step(now);            // after every stop, and when plan.wake_ns is over
+///       arm and disarm what the plan says; where that took long, step() again
+///       for (trace::Window& w : schedule.take_closed()) …   // its samples can be sent: own_ns / span_own_ns
+///       at a hit:
+///         bool keep = sampler.keep(size, schedule.sampling_bytes(kind));
+///         if (schedule.wants_null_trap()) { put pc back on the int3, let go, wait; schedule.null_trap(…); }
+///         …
+///         schedule.hit({kind, size, keep, stopped_ns});     // and other_stop() for each further stop
+///
+/// **Own time.** The clock of everything here is the target's own run time: its CPU clock less what the stops
+/// themselves burnt of it (an exception, a signal and two context switches cost a thread some 4 µs of its own
+/// CPU time). That cost is measured in place by null traps: hits that are taken a second time at once, with
+/// nothing of the program's in between.
+///
+/// **Spans and windows.** Own time is cut into spans, and in each one window is armed at a random place. How
+/// long spans and windows are is decided before a span begins, from what earlier ones cost: a window is never
+/// cut short because it is busy, which would count bursts for less than they are. An allocation seen in a
+/// window of w ns out of a span of s stands for s / w of its kind. Windows are short and many rather than
+/// long and few: a program's phases are what samples of time have to get right.
+///
+/// **Budget.** Stops so far over own time so far is steered towards max_overhead. The malloc group stays
+/// armed without a break while that fits; the object group always goes by windows (of a whole span on light
+/// targets).
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "memattach/trace/events.h"
+
+namespace memattach::probe {
+
+/// Keeps an allocation of `size` with probability 1 − exp(−size / R): every byte is picked with probability
+/// 1 / R, and a block is kept when any of its bytes is. A block of 0 bytes counts as one byte.
+class ByteSampler {
+  public:
+    explicit ByteSampler(std::uint64_t seed) : random_(seed) {}
+    [[nodiscard]] bool keep(std::uint64_t size_bytes, double sampling_bytes);
+
+  private:
+    std::mt19937_64 random_;
+};
+
+struct SchedulePolicy {
+    double max_overhead = 0.05;        ///< stopped time over own time
+    double threshold_bytes = 1 << 20;  ///< upper bound of R
+    std::uint64_t seed = 1;
+};
+
+/// The two clocks, read together. `cpu_ns` is the CPU time of the whole target process by the kernel's clock
+/// of that process (clock_getcpuclockid(3)): nanoseconds, all threads, one system call.
+struct Moment {
+    std::uint64_t wall_ns = 0;
+    std::uint64_t cpu_ns = 0;
+};
+
+struct Plan {
+    bool malloc_armed = false;  ///< calls and frees of the malloc group, and the mmap group
+    bool object_armed = false;  ///< calls and frees of the object group, and the redirects
+    /// For Alloc::window of a kind that is_windowed(); 0: no window is open.
+    std::uint64_t window = 0;
+    std::uint64_t wake_ns = 0;  ///< base::monotonic_ns(): call step() by then, even where nothing happened
+};
+
+/// An allocation or a free that trapped. Allocations only: size_bytes. Times in ns.
+struct Hit {
+    trace::AllocKind kind = trace::AllocKind::malloc;
+    std::uint64_t size_bytes = 0;
+    bool sampled = false;
+    /// From wait()'s return to just before the thread was let go, everything included. What the thread spent
+    /// getting into the stop and out of it is added here, from the null traps.
+    std::uint64_t stopped_ns = 0;
+};
+
+class Schedule {
+  public:
+    Schedule(const SchedulePolicy& policy, Moment start);
+
+    /// What should be armed now. Own time is what `now` says: call it with a fresh Moment.
+    [[nodiscard]] Plan step(Moment now);
+
+    void hit(const Hit& hit);
+    /// A stop that was memattach's doing but no hit: a return breakpoint, a null trap, a stop to disarm.
+    void other_stop(std::uint64_t stopped_ns);
+
+    /// True when the present hit should be taken a second time before it is served.
+    [[nodiscard]] bool wants_null_trap();
+    /// `cpu_ns`: what the thread's own CPU time grew by between the two stops (schedstat's first number is
+    /// exact for a stopped thread); `wall_ns`: from letting it go to wait()'s return. Includes other_stop().
+    void null_trap(std::uint64_t cpu_ns, std::uint64_t wall_ns);
+
+    /// Another measure of a window's own time, from something that counts the program's own progress. Ratio:
+    /// true own time over the one computed here, for windows as dense as the one just closed.
+    void correct_own_time(double ratio, double relative_sd);
+
+    /// R for the next allocation of this kind. It changes only between windows or on what is past, never
+    /// with the allocation itself.
+    [[nodiscard]] double sampling_bytes(trace::AllocKind kind) const;
+
+    /// Whether this kind goes by windows now: its samples wait for take_closed() to be weighed. Else it is
+    /// armed without a break: fraction 1, window 0.
+    [[nodiscard]] bool is_windowed(trace::AllocKind kind) const;
+
+    /// The windows that ended since the last call, one entry a kind that went by windows; pid is left 0.
+    [[nodiscard]] std::vector<trace::Window> take_closed();
+    /// Ends an open window at once (the session is over).
+    void finish(Moment now);
+
+    struct Figures {
+        double own_ns = 0;
+        double overhead = 0;  ///< stopped / own so far
+        double stopped_ns = 0;
+        double coverage_malloc = 0;  ///< share of own time in which the group was armed
+        double coverage_object = 0;
+        double hit_cpu_ns = 0;   ///< a stop's cost in the thread's own CPU time
+        double hit_wall_ns = 0;  ///< what the thread spends on the way into a stop and out of it
+        std::uint64_t hits = 0;
+        std::uint64_t null_traps = 0;
+        std::uint64_t windows = 0;
+        std::uint64_t cut_windows = 0;  ///< ended early to protect the target
+    };
+    [[nodiscard]] Figures figures(Moment now) const;
+
+  private:
+    /// A running mean that forgets: of the last `memory` values, more or less; plain mean before that.
+    struct Average {
+        double value = 0;
+        double count = 0;
+        void add(double x, double memory) {
+            count = count + 1 < memory ? count + 1 : memory;
+            value += (x - value) / count;
+        }
+    };
+    /// What a group does per ns of own time in which it is armed.
+    struct Rate {
+        Average hits;
+        Average bytes;
+        double window_hits = 0, window_bytes = 0;
+    };
+    enum class Phase : std::uint8_t { before_window, in_window, after_window };
+
+    [[nodiscard]] double own(Moment now) const;
+    void plan_span(double own_now);
+    void open_window(Moment now);
+    void close_window(Moment now, bool cut);
+    void review_malloc(Moment now);
+    void settle_always(Moment now);
+    [[nodiscard]] double stop_cost() const;
+    Rate& rate(trace::AllocKind kind) { return kind == trace::AllocKind::object ? object_ : malloc_; }
+    [[nodiscard]] const Rate& rate(trace::AllocKind kind) const {
+        return kind == trace::AllocKind::object ? object_ : malloc_;
+    }
+
+    SchedulePolicy policy_;
+    std::mt19937_64 random_;
+    Moment start_;
+    bool malloc_always_ = true;
+
+    // costs
+    Average null_cpu_, null_wall_, hit_stopped_;
+    double burnt_cpu_ns_ = 0;  ///< of the target's CPU clock, by stops
+    double stopped_ns_ = 0;
+    std::uint64_t hits_ = 0, null_traps_ = 0;
+    std::uint64_t since_null_ = 0;
+
+    // the present span, in own time
+    Phase phase_ = Phase::before_window;
+    double span_start_ = 0, span_ns_ = 0, window_start_ = 0, window_ns_ = 0;
+    double window_opened_ = 0, window_stopped_ = 0;
+    std::uint64_t window_hits_ = 0, opened_wall_ns_ = 0;
+    std::uint64_t window_id_ = 0, cut_windows_ = 0;
+    std::vector<trace::Window> closed_;
+
+    Rate malloc_, object_;
+    // the stretch in which malloc is armed without a break
+    double always_start_ = 0, always_stopped_ = 0, always_hits_ = 0, always_bytes_ = 0;
+    std::uint64_t always_wall_ns_ = 0;
+    double reviewed_own_ = 0, reviewed_stopped_ = 0, reviewed_hits_ = 0, reviewed_bytes_ = 0;
+    double armed_malloc_ns_ = 0, armed_object_ns_ = 0;
+
+    /// By the octave of hits per own time: true own time over the computed one.
+    struct Correction {
+        double ratio = 1, weight = 0;
+    };
+    std::array<Correction, 32> corrections_{};
+    std::size_t last_octave_ = 0;
+};
+
+}  // namespace memattach::probe
