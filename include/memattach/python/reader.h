@@ -38,13 +38,37 @@ struct RawStack {
     std::vector<RawFrame> frames;
     bool truncated = false;  ///< there were more
     bool broken = false;     ///< a frame could not be read or made no sense: those outside of it are missing
+    /// The functions are certain, but the caller of the innermost one moved on to another instruction while
+    /// it was looked at, on every try: that frame's line may be up to a microsecond off.
+    bool skid = false;
+    /// All frames and flags are those of the last walk() of this thread. Whoever remembers what that one
+    /// became can use it again, as long as CodeCache::resolve() sees the stack a few times a second (code
+    /// objects die, and others are born at their addresses).
+    bool unchanged = false;
+    /// How many of the outermost frames are.
+    std::uint32_t unchanged_frames = 0;
 };
 
+/// How sure a walk is. The target runs on while it is read, so each system call reads the innermost two
+/// frames, then the thread's current-frame word, then those two frames again, and the outer frames just
+/// before.
 enum class WalkStatus : std::uint8_t {
-    consistent,  ///< the stack was the same before and after; the result is in `out`
-    torn,        ///< it changed on every try; `out` holds the last one, which may mix two moments
-    no_frames,   ///< the thread runs no Python code now
-    gone,        ///< the thread state can't be read or isn't one any more
+    /// The word named the innermost frame, and that frame and its caller were the same functions, linked in
+    /// the same
+    /// way, before and after: the stack was this one at that moment. What can't be seen is a frame that made
+    /// way for
+    /// another call of the same function from the same place in between.
+    consistent,
+    /// On every try the innermost frame had become another function's by the second look. `out` holds the
+    /// frames that
+    /// stood in the place that the first look's word named, each properly linked to the next, read within a
+    /// few
+    /// microseconds of it: use it, and count it. Dropping it would leave out code that makes short calls: it
+    /// is torn
+    /// in proportion to how often it calls.
+    torn,
+    no_frames,  ///< the thread runs no Python code now
+    gone,       ///< the thread state can't be read or isn't this thread's any more
 };
 
 struct ThreadState {
@@ -58,6 +82,8 @@ struct ThreadState {
 /// Not thread-safe; one for each sampling thread.
 class StackReader {
   public:
+    /// `pid` is whose tids threads() tells, through /proc; 0: nobody's, tids stay as the thread states have
+    /// them.
     StackReader(const process::Memory& memory, const Runtime& runtime, int pid);
     ~StackReader();
     StackReader(const StackReader&) = delete;
@@ -67,9 +93,11 @@ class StackReader {
     /// several times a second, not for each sample.
     [[nodiscard]] std::vector<ThreadState> threads() const;
 
-    /// The stack of one thread, without stopping it. In steady state (most frames as at the last call for
-    /// this thread) one or two system calls. Where the caller holds the thread stopped, pass `stopped` =
-    /// true: no consistency check is needed.
+    /// The stack of one thread, without stopping it: one system call (two where the native stack's depth
+    /// changed) where the frames lie where they lay at the last call for this thread, a few more elsewhere; a
+    /// try that saw the stack change is repeated up to three times, for the same innermost frame as the first
+    /// one, so that whether a stack is seen doesn't depend on how long it lasts. Where the caller holds the
+    /// thread stopped, pass `stopped` = true: nothing is read twice.
     WalkStatus walk(base::Address thread_state, RawStack& out, bool stopped = false);
 
     /// The thread state that holds the GIL of the interpreter of `thread_state`, as read by the last walk()
@@ -85,17 +113,28 @@ class StackReader {
 };
 
 /// Turns raw frames into functions and lines, with a cache of code objects that notices when an address has
-/// been reused.
+/// been reused: what a code object refers to is read again, for all those of a stack in one call, when it was
+/// last confirmed longer ago than Options say.
 class CodeCache {
   public:
+    struct Options {
+        std::uint64_t trust_changed_ns = 10'000'000;     ///< frames that weren't in the thread's last stack
+        std::uint64_t trust_unchanged_ns = 250'000'000;  ///< frames that were
+        std::size_t max_codes = 65'536;                  ///< more than that are forgotten and read again
+    };
     CodeCache(const process::Memory& memory, const Runtime& runtime, trace::FunctionTable& table);
+    CodeCache(const process::Memory& memory, const Runtime& runtime, trace::FunctionTable& table,
+              const Options& options);
     ~CodeCache();
     CodeCache(const CodeCache&) = delete;
     CodeCache& operator=(const CodeCache&) = delete;
 
     /// Writes raw's frames to `out`, innermost first, with marker frames where it was truncated or broken.
-    /// Counts what was lost.
+    /// Frames of the interpreter's own making (3.12+: the one below an __init__) are left out. Counts what
+    /// was lost.
     void resolve(const RawStack& raw, trace::Stack& out, trace::LossCounts& losses);
+
+    [[nodiscard]] std::size_t code_count() const;
 
   private:
     struct Impl;

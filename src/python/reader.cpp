@@ -1,0 +1,126 @@
+#include "memattach/python/reader.h"
+
+#include <algorithm>
+#include <unordered_map>
+
+#include "bytecode_copies.h"
+#include "memattach/base/error.h"
+#include "thread_list.h"
+#include "thread_walk.h"
+
+namespace memattach::python {
+namespace {
+
+constexpr std::size_t kMaxRememberedThreads = 16'384;
+
+}  // namespace
+
+struct StackReader::Impl {
+    Impl(const process::Memory& memory_in, const Runtime& runtime_in, int pid)
+        : memory(memory_in),
+          runtime(runtime_in),
+          context(memory_in, runtime_in),
+          list(memory_in, runtime_in, pid),
+          copies(memory_in, runtime_in.layout) {}
+
+    /// The place of the GIL that serves the interpreter at `interpreter`; remembered, as it stays where it
+    /// is.
+    std::optional<GilPlace> gil_of(std::uint64_t interpreter) {
+        const Layout& layout = runtime.layout;
+        if (layout.runtime.tstate_current != kAbsent) {
+            return GilPlace{runtime.address + layout.runtime.tstate_current, 8, 0, kAbsent};
+        }
+        if (interpreter == 0 || layout.interpreter.ceval_gil == kAbsent ||
+            layout.gil.last_holder == kAbsent) {
+            return std::nullopt;
+        }
+        const auto found = gils.find(interpreter);
+        if (found != gils.end()) return found->second;
+        std::optional<GilPlace> place;
+        const auto gil = memory.read_address(base::Address(interpreter) + layout.interpreter.ceval_gil);
+        if (gil && !gil->is_null()) {
+            const Offset holder = layout.gil.last_holder;
+            const Offset locked = layout.gil.locked;
+            constexpr Offset kMaxGilBytes = 256;
+            if (locked == kAbsent) {
+                place = GilPlace{*gil + holder, 8, 0, kAbsent};
+            } else {
+                const Offset first = std::min(holder, locked);
+                const Offset last = std::max(holder + 8, locked + 4);
+                if (last - first <= kMaxGilBytes) {
+                    place = GilPlace{*gil + first, last - first, holder - first, locked - first};
+                }
+            }
+        }
+        if (gils.size() > kMaxRememberedThreads) gils.clear();
+        gils.emplace(interpreter, place);
+        return place;
+    }
+
+    ThreadWalk& of(base::Address thread_state) {
+        if (last_walk != nullptr && last_thread == thread_state) return *last_walk;
+        if (walks.size() > kMaxRememberedThreads) walks.clear();
+        last_walk = &walks.try_emplace(thread_state, thread_state).first->second;
+        last_thread = thread_state;
+        return *last_walk;
+    }
+
+    const process::Memory& memory;
+    Runtime runtime;
+    WalkContext context;
+    ThreadList list;
+    BytecodeCopies copies;
+    std::unordered_map<base::Address, ThreadWalk> walks;
+    base::Address last_thread;
+    ThreadWalk* last_walk = nullptr;
+    std::unordered_map<std::uint64_t, std::optional<GilPlace>> gils;
+    std::optional<base::Address> gil_holder;
+};
+
+StackReader::StackReader(const process::Memory& memory, const Runtime& runtime, int pid)
+    : impl_(std::make_unique<Impl>(memory, runtime, pid)) {}
+
+StackReader::~StackReader() = default;
+
+std::vector<ThreadState> StackReader::threads() const {
+    auto result = impl_->list.read();
+    // Threads end and their thread states' memory is used again: forget those that are no longer listed.
+    if (impl_->walks.size() > 2 * result.size() + 64) {
+        impl_->walks.clear();
+        impl_->last_walk = nullptr;
+    }
+    return result;
+}
+
+WalkStatus StackReader::walk(base::Address thread_state, RawStack& out, bool stopped) {
+    Impl& impl = *impl_;
+    ThreadWalk& thread = impl.of(thread_state);
+    std::uint64_t interpreter = thread.interpreter();
+    if (interpreter == 0 && impl.runtime.layout.thread.interp != kAbsent) {
+        const auto word = impl.memory.read_address(thread_state + impl.runtime.layout.thread.interp);
+        interpreter = word ? word->value() : 0;
+    }
+    const WalkStatus status = thread.walk(impl.context, impl.gil_of(interpreter), out, stopped, impl.gil_holder);
+    if (status == WalkStatus::no_frames || status == WalkStatus::gone) {
+        out.frames.clear();
+        out.truncated = out.broken = out.skid = out.unchanged = false;
+        out.unchanged_frames = 0;
+        return status;
+    }
+    if (!thread.copies().empty()) impl.copies.place(impl.context.frames, thread.copies(), out);
+    thread.compare_with_last(out);
+    return status;
+}
+
+std::optional<base::Address> StackReader::gil_holder() const {
+    return impl_->gil_holder;
+}
+
+bool StackReader::finalising() const {
+    const Offset offset = impl_->runtime.layout.runtime.finalizing;
+    if (offset == kAbsent) return false;
+    const auto thread = impl_->memory.read_address(impl_->runtime.address + offset);
+    return thread && !thread->is_null();
+}
+
+}  // namespace memattach::python

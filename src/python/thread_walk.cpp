@@ -1,0 +1,364 @@
+#include "thread_walk.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "memattach/base/error.h"
+
+namespace memattach::python {
+namespace {
+
+constexpr std::size_t kMaxTries = 4;
+constexpr std::size_t kMaxDiscoveries = 3;
+constexpr std::size_t kMaxReads = 16;
+/// Shims come on top of the frames that count.
+constexpr std::size_t kMaxChain = 2 * trace::kMaxStackDepth + 2;
+constexpr std::uint64_t kPageBytes = 4096;
+constexpr std::uint64_t kReplanEveryWalks = 128;
+/// The third frame is looked at twice as well where it lies this near: that is the caller once the innermost
+/// returns.
+constexpr std::uint64_t kNearBytes = 1024;
+
+template <typename T>
+T load(const std::byte* bytes) {
+    T value;
+    std::memcpy(&value, bytes, sizeof value);
+    return value;
+}
+
+bool can_be_pointer(std::uint64_t value) {
+    return value != 0 && (value & 7U) == 0;
+}
+
+}  // namespace
+
+ThreadShape::ThreadShape(const Layout& layout)
+    : interpreter_(layout.thread.interp),
+      thread_id_(layout.thread.thread_id),
+      native_thread_id_(layout.thread.native_thread_id),
+      frame_(layout.thread.cframe != kAbsent ? layout.thread.cframe : layout.thread.frame),
+      has_cframe_(layout.thread.cframe != kAbsent),
+      cframe_current_(layout.cframe.current_frame) {
+    if (frame_ == kAbsent || (has_cframe_ && cframe_current_ == kAbsent)) {
+        base::throw_error("the layout for this Python doesn't say where a thread keeps its current frame");
+    }
+    begin_ = frame_;
+    end_ = frame_ + 8;
+    constexpr std::uint32_t kMaxHeadBytes = 1024;
+    for (Offset* offset : {&interpreter_, &thread_id_, &native_thread_id_}) {
+        if (*offset == kAbsent) continue;
+        const std::uint32_t first = std::min(begin_, *offset);
+        const std::uint32_t last = std::max(end_, *offset + 8);
+        if (last - first > kMaxHeadBytes) {
+            *offset = kAbsent;
+            continue;
+        }
+        begin_ = first;
+        end_ = last;
+    }
+    for (Offset* offset : {&interpreter_, &thread_id_, &native_thread_id_, &frame_}) {
+        if (*offset != kAbsent) *offset -= begin_;
+    }
+}
+
+ThreadShape::Head ThreadShape::parse(const std::byte* bytes) const {
+    const auto word = [&](Offset offset) {
+        return offset == kAbsent ? 0 : load<std::uint64_t>(bytes + offset);
+    };
+    return {word(interpreter_), word(thread_id_), word(native_thread_id_), word(frame_)};
+}
+
+WalkContext::WalkContext(const process::Memory& memory_in, const Runtime& runtime)
+    : memory(memory_in),
+      frames(runtime.layout),
+      threads(runtime.layout),
+      code_bytecode(runtime.layout.code.bytecode == kAbsent ? 0 : runtime.layout.code.bytecode) {}
+
+void ThreadWalk::remember_top(std::uint64_t top) {
+    RecentTop* oldest = recent_tops_.data();
+    for (RecentTop& recent : recent_tops_) {
+        if (recent.address == top) {
+            recent.walk = walks_;
+            return;
+        }
+        if (recent.walk < oldest->walk) oldest = &recent;
+    }
+    *oldest = {top, walks_};
+}
+
+void ThreadWalk::plan(const WalkContext& context, std::uint64_t top) {
+    addresses_.clear();
+    const std::uint32_t begin = context.frames.begin();
+    for (const std::uint64_t address : chain_) addresses_.push_back(address + begin);
+    for (const RecentTop& recent : recent_tops_) {
+        if (recent.address != 0 && walks_ - recent.walk < 2 * kReplanEveryWalks) {
+            addresses_.push_back(recent.address + begin);
+        }
+    }
+    const std::uint64_t slack_from = top + begin + context.frames.bytes();
+    window_.plan(addresses_, context.frames.bytes(), slack_from);
+
+    addresses_.clear();
+    for (std::size_t i = 0; i < chain_.size() && i < 3; ++i) {
+        const std::uint64_t distance = top > chain_[i] ? top - chain_[i] : chain_[i] - top;
+        if (i == 2 && distance > kNearBytes) break;
+        addresses_.push_back(chain_[i] + begin);
+    }
+    again_.plan(addresses_, context.frames.bytes(), slack_from);
+}
+
+/// One system call: all frames, the current-frame word, the innermost frames again, the GIL's holder.
+bool ThreadWalk::read(const WalkContext& context, const std::optional<GilPlace>& gil, bool stopped) {
+    pieces_.clear();
+    window_.append_pieces(pieces_);
+    const std::size_t head_index = pieces_.size();
+    const std::uint32_t head_size = context.threads.bytes();
+    const std::uint32_t gil_size = gil ? gil->bytes : 0;
+    head_bytes_.resize(head_size + 8 + gil_size);
+    const std::span<std::byte> bytes(head_bytes_);
+    pieces_.push_back({thread_state_ + context.threads.begin(), bytes.first(head_size)});
+    const bool with_cframe = context.threads.has_cframe() && cframe_ != 0;
+    if (with_cframe) {
+        pieces_.push_back(
+            {base::Address(cframe_ + context.threads.cframe_current()), bytes.subspan(head_size, 8)});
+    }
+    const std::size_t needed = pieces_.size();
+    if (!stopped) again_.append_pieces(pieces_);
+    if (gil) pieces_.push_back({gil->address, bytes.subspan(head_size + 8, gil_size)});
+
+    const std::size_t arrived = context.memory.read_pieces(pieces_);
+    head_arrived_ = arrived > head_index;
+    if (!head_arrived_) return false;
+    head_ = context.threads.parse(head_bytes_.data());
+    if (arrived < needed) return false;
+    if (!context.threads.has_cframe()) {
+        word_ = head_.frame;
+    } else {
+        word_ = with_cframe ? load<std::uint64_t>(head_bytes_.data() + head_size) : 0;
+    }
+    holder_.reset();
+    if (gil && arrived == pieces_.size()) {
+        const std::byte* place = head_bytes_.data() + head_size + 8;
+        const auto holder = load<std::uint64_t>(place + gil->holder);
+        const bool locked = gil->locked == kAbsent || load<std::int32_t>(place + gil->locked) == 1;
+        if (holder != 0 && locked) holder_ = base::Address(holder);
+    }
+    return arrived == pieces_.size();
+}
+
+/// Follows the links from `top` on within what was read.
+ThreadWalk::Chain ThreadWalk::follow(const WalkContext& context, std::uint64_t top, RawStack& out) {
+    const FrameShape& shape = context.frames;
+    const bool all_enter = !shape.has_entry_flag() && !shape.has_shims();
+    out.frames.clear();
+    out.truncated = out.broken = out.skid = false;
+    chain_.clear();
+    copies_.clear();
+    std::size_t hint = 0;
+    std::uint64_t mark = 0;  // Brent: an earlier address to meet again in a cycle
+    std::size_t next_mark = 8;
+    for (std::uint64_t address = top; address != 0;) {
+        if (!can_be_pointer(address)) return Chain::senseless;
+        if (out.frames.size() == trace::kMaxStackDepth || chain_.size() == kMaxChain) {
+            out.truncated = true;
+            break;
+        }
+        const std::byte* bytes = window_.find(address + shape.begin(), shape.bytes(), hint);
+        if (bytes == nullptr) return Chain::missing;
+        const FrameHeader header = shape.parse(bytes);
+        if (header.previous == address || address == mark) return Chain::senseless;
+        chain_.push_back(address);
+        if (chain_.size() == next_mark) {
+            mark = address;
+            next_mark *= 2;
+        }
+        if (header.shim) {
+            if (!out.frames.empty() && !shape.has_entry_flag()) out.frames.back().entry = true;
+        } else {
+            RawFrame frame{base::Address(header.code), -1, all_enter || header.is_entry};
+            if (!can_be_pointer(header.code)) return Chain::senseless;
+            if (shape.has_bytecode_copies()) copies_.push_back({header.tlbc_index, header.instr});
+            if (!shape.has_bytecode_copies() || header.tlbc_index == 0) {
+                if (!shape.instr_offset(header.instr, header.code + context.code_bytecode,
+                                        frame.instr_offset)) {
+                    return Chain::senseless;
+                }
+            }
+            out.frames.push_back(frame);
+        }
+        address = header.previous;
+    }
+    if (!out.truncated && !out.frames.empty()) out.frames.back().entry = true;
+    return Chain::complete;
+}
+
+/// Finds the addresses of a chain that isn't within the window, page by page, into chain_. What it reads on
+/// the way is not used for anything else. False where not even `top` can be read.
+bool ThreadWalk::discover(const WalkContext& context, std::uint64_t top) {
+    const FrameShape& shape = context.frames;
+    std::array<std::byte, 2 * kPageBytes> page;
+    std::uint64_t start = 0;
+    std::uint64_t end = 0;
+    chain_.clear();
+    for (std::uint64_t address = top; can_be_pointer(address) && chain_.size() < kMaxChain;) {
+        const std::uint64_t from = address + shape.begin();
+        const std::uint64_t to = from + shape.bytes();
+        if (to < from) break;
+        if (from < start || to > end) {
+            start = from / kPageBytes * kPageBytes;
+            const std::uint64_t wanted = ((to - 1) / kPageBytes + 1) * kPageBytes - start;
+            end = start + context.memory.read_up_to(base::Address(start),
+                                                    std::span(page).first(static_cast<std::size_t>(wanted)));
+            if (to > end) {
+                // A fake or a hole may begin in mid-page: the frame alone.
+                start = from;
+                end = from +
+                      context.memory.read_up_to(base::Address(from), std::span(page).first(shape.bytes()));
+                if (to > end) break;
+            }
+        }
+        chain_.push_back(address);
+        const FrameHeader header = shape.parse(page.data() + (from - start));
+        if (header.previous == address) break;
+        address = header.previous;
+    }
+    return !chain_.empty();
+}
+
+/// What became of the innermost frame and its caller between the look before the current-frame word and the
+/// one after.
+ThreadWalk::Looks ThreadWalk::compare_looks(const WalkContext& context) const {
+    const FrameShape& shape = context.frames;
+    std::size_t hint = 0;
+    std::size_t hint_again = 0;
+    Looks result = Looks::same;
+    for (std::size_t i = 0; i < chain_.size() && i < 2; ++i) {
+        const std::uint64_t from = chain_[i] + shape.begin();
+        const std::byte* first = window_.find(from, shape.bytes(), hint);
+        const std::byte* second = again_.find(from, shape.bytes(), hint_again);
+        if (first == nullptr || second == nullptr) return Looks::not_seen;
+        const FrameHeader before = shape.parse(first);
+        const FrameHeader after = shape.parse(second);
+        if (before.code != after.code || before.previous != after.previous || before.shim != after.shim) {
+            return Looks::other;
+        }
+        // The innermost frame's own instruction moves all the time; its caller's stands still.
+        if (i == 1 && before.instr != after.instr) result = Looks::moved_on;
+    }
+    return result;
+}
+
+WalkStatus ThreadWalk::walk(const WalkContext& context, const std::optional<GilPlace>& gil, RawStack& out,
+                            bool stopped, std::optional<base::Address>& gil_holder) {
+    gil_holder.reset();
+    ++walks_;
+    std::uint64_t top = 0;  // whose stack is told, once the first look has named it
+    std::size_t tries = 0;
+    std::size_t discoveries = 0;
+    bool moved = false;
+    bool kept = false;
+    Chain chain = Chain::missing;
+    for (std::size_t reads = 0; reads < kMaxReads && tries < kMaxTries; ++reads) {
+        if (!read(context, gil, stopped)) {
+            // Memory that held frames is gone: start from the thread state alone.
+            if (window_.piece_count() == 0 && cframe_ == 0) return WalkStatus::gone;
+            forget_places();
+            continue;
+        }
+        if (!identity_) identity_ = head_;
+        if (!head_.same_thread(*identity_)) {
+            forget_places();
+            identity_.reset();
+            return WalkStatus::gone;
+        }
+        if (context.threads.has_cframe() && head_.frame != cframe_) {
+            // The eval loop was entered or left since.
+            cframe_ = head_.frame;
+            if (cframe_ == 0) return WalkStatus::no_frames;
+            continue;
+        }
+        if (top == 0) {
+            top = word_;
+            gil_holder = holder_;
+            if (top == 0) return WalkStatus::no_frames;
+        }
+        moved = moved || word_ != top;
+        chain = follow(context, top, out);
+        if (chain == Chain::missing) {
+            if (++discoveries <= kMaxDiscoveries && discover(context, top)) {
+                remember_top(top);
+                plan(context, top);
+                continue;
+            }
+            if (moved && !kept) top = 0;  // it is gone for good: tell what runs now
+            ++tries;
+            continue;
+        }
+        if (stopped) break;
+        if (chain == Chain::senseless) {
+            // A frame that was left (3.14+ clears the code then) or is being made, or forged ones.
+            if (++tries == kMaxTries - 1 && moved && !kept) top = 0;
+            continue;
+        }
+        const Looks looks = compare_looks(context);
+        if (looks == Looks::same && word_ == top) {
+            kept = false;
+            moved = false;
+            break;
+        }
+        if (looks == Looks::not_seen) {
+            plan(context, top);
+            if (++discoveries > kMaxDiscoveries) ++tries;
+            continue;
+        }
+        moved = true;
+        if (!kept || (looks == Looks::moved_on && !kept_.skid && word_ == top)) {
+            kept = true;
+            out.skid = looks == Looks::moved_on && word_ == top;
+            std::swap(out, kept_);
+            std::swap(copies_, kept_copies_);
+        }
+        if (++tries == kMaxTries - 1 && kept_.skid) break;
+    }
+    if (kept) {
+        std::swap(out, kept_);
+        std::swap(copies_, kept_copies_);
+        moved = !out.skid;
+    } else if (chain != Chain::complete) {
+        out.broken = true;
+    }
+    if (out.frames.empty() && !out.broken) return WalkStatus::no_frames;
+    if (walks_ % kReplanEveryWalks == 0 && chain == Chain::complete) plan(context, top);
+    return moved ? WalkStatus::torn : WalkStatus::consistent;
+}
+
+void ThreadWalk::forget_places() {
+    window_.clear();
+    again_.clear();
+    chain_.clear();
+    recent_tops_ = {};
+    cframe_ = 0;
+}
+
+void ThreadWalk::compare_with_last(RawStack& out) {
+    std::size_t same = 0;
+    const std::size_t most = std::min(out.frames.size(), last_.frames.size());
+    if (!out.truncated && !last_.truncated) {
+        while (same < most &&
+               out.frames[out.frames.size() - 1 - same] == last_.frames[last_.frames.size() - 1 - same]) {
+            ++same;
+        }
+    } else if (out.frames == last_.frames) {
+        same = most;
+    }
+    out.unchanged_frames = static_cast<std::uint32_t>(same);
+    out.unchanged = same == out.frames.size() && same == last_.frames.size() &&
+                    out.truncated == last_.truncated && out.broken == last_.broken;
+    if (!out.unchanged) {
+        last_.frames = out.frames;
+        last_.truncated = out.truncated;
+        last_.broken = out.broken;
+    }
+}
+
+}  // namespace memattach::python
