@@ -1,0 +1,134 @@
+/// Samples the CPU stacks of one Python process without stopping it.
+///
+///     CpuSampler sampler(pid, runtime, memory, functions, {.rate_hz = 100}, sink, loop);
+///     … the session's loop calls on_ready() and on_time(), sink gets (CpuSample, stack) pairs …
+///
+/// Two ways of telling when to look:
+///
+///  - Event-driven (up to kEventRateLimitHz, where perf is allowed): each thread's own CPU clock wakes us
+///  each
+///    1/rate seconds that it *burned*; its stack is read at once. Threads that sleep cost nothing, and the
+///    samples are uniform in CPU time. The record says where the thread was: Python, native or system.
+///  - Ticks (higher rates; perf refused; waiting threads with `idle`): at absolute deadlines every thread
+///  that is
+///    on a CPU at that moment is read. Where perf works, its records come at a lower rate and label the
+///    sample that is nearest in time, and its switch records tell without a system call who is on a CPU.
+///
+/// Where only the user side may be watched (perf_event_paranoid 2, no privilege) the kernel drops what would
+/// have fallen into system time. Such a sample shows by its absence: the CPU clock has passed the point where
+/// it was due and there is no record. It is taken right then, as system time.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "memattach/probe/cpu_mode.h"
+#include "memattach/probe/cpu_task.h"
+#include "memattach/probe/cpu_tick.h"
+#include "memattach/probe/perf_event.h"
+#include "memattach/probe/source.h"
+#include "memattach/process/memory.h"
+#include "memattach/python/reader.h"
+#include "memattach/trace/events.h"
+#include "memattach/trace/frame.h"
+
+namespace memattach::probe {
+
+inline constexpr double kEventRateLimitHz = 2000;
+
+struct CpuOptions {
+    double rate_hz = 100;
+    bool idle = false;  ///< also threads that wait
+};
+
+/// Where samples go.
+class CpuSink {
+  public:
+    enum class StackId : std::uint32_t {};
+
+    virtual ~CpuSink() = default;
+    virtual StackId intern(const trace::Stack& stack) = 0;
+    virtual void add(const trace::CpuSample& sample, StackId stack) = 0;
+    virtual void name_thread(int pid, int tid, const std::string& name) = 0;
+    /// The target has started a process; told at once where perf works, else not at all.
+    virtual void child_started(int pid) = 0;
+    /// The target has called exec: what was known about it is void.
+    virtual void exec_called(int pid) = 0;
+};
+
+class CpuSampler final : public Source {
+  public:
+    /// The references must outlive the sampler.
+    CpuSampler(int pid, const python::Runtime& runtime, const process::Memory& memory,
+               trace::FunctionTable& functions, const CpuOptions& options, CpuSink& sink, Poller& poller);
+    ~CpuSampler() override;
+
+    void on_ready(std::uint64_t token, bool hangup) override;
+    [[nodiscard]] std::uint64_t due_ns() const override;
+    void on_time(std::uint64_t now_ns) override;
+    void finish() override;
+
+    [[nodiscard]] std::string engine() const { return perf_.allowed ? "perf" : "timer"; }
+    [[nodiscard]] const trace::LossCounts& losses() const { return losses_; }
+    /// What the reader of the profile must know about how it was taken.
+    [[nodiscard]] std::vector<std::string> notes() const;
+    [[nodiscard]] bool finalising() const { return reader_.finalising(); }
+
+  private:
+    struct Thread;
+
+    void refresh_threads(std::uint64_t now_ns);
+    void map_states(std::uint64_t now_ns);
+    Thread* add_thread(int tid);
+    void remove_thread(int tid);
+
+    struct Burst;
+    void read_records(Thread& thread, Burst& burst);
+    void act_on(const Burst& burst);
+    void serve_event(int tid);
+    void serve_tick(std::uint64_t now_ns);
+    void poll_thread(Thread& thread, std::uint64_t now_ns);
+    void check_hidden(Thread& thread, std::uint64_t now_ns);
+
+    /// Reads the thread's stack now and returns the finished sample's stack; nothing where it was lost.
+    std::optional<CpuSink::StackId> look(Thread& thread, trace::CpuSample& sample, std::uint64_t ip);
+    std::optional<CpuSink::StackId> native_stack(Thread& thread, std::uint64_t ip);
+    void give(Thread& thread, const trace::CpuSample& sample, CpuSink::StackId stack);
+    void flush_pending(Thread& thread);
+    [[nodiscard]] trace::CpuMode mode_of(const PerfSample& sample) const;
+
+    int pid_;
+    CpuOptions options_;
+    CpuSink& sink_;
+    python::StackReader reader_;
+    trace::FunctionTable& functions_;
+    python::CodeCache codes_;
+    CodeRegions regions_;
+    PerfAccess perf_;
+    bool event_driven_ = false;
+    PerfOptions perf_options_;
+    std::uint64_t period_ns_;
+    std::uint64_t late_limit_ns_;
+    TickSchedule ticks_;
+    bool ticking_ = false;
+
+    Poller& poller_;
+    std::unordered_map<int, std::unique_ptr<Thread>> threads_;
+    std::unordered_map<int, base::Address> states_;  ///< by tid
+    std::uint64_t states_read_ns_ = 0;
+    std::uint64_t next_refresh_ns_ = 0;
+    std::uint64_t next_check_ns_ = kNever;
+    std::map<std::string, CpuSink::StackId> native_stacks_;  ///< by module
+    std::size_t threads_without_perf_ = 0;
+    int perf_errno_ = 0;
+    trace::LossCounts losses_;
+    trace::Stack stack_;
+    bool finished_ = false;
+};
+
+}  // namespace memattach::probe
