@@ -12,7 +12,8 @@ struct Outcome {
     profile::Profile profile;
     base::ExitCode code = base::ExitCode::done;
     int signal = 0;                   ///< the signal that ended the session, else 0
-    std::optional<int> child_status;  ///< a started command's own wait status
+    std::optional<int> child_status;  ///< a started command's own wait status, where it has ended
+    int command_pid = 0;  ///< a started command that still runs, for the caller to wait for; else 0
 };
 
 /// Called about ten times a second with the time gone by, for a progress line.
