@@ -23,15 +23,16 @@ def main():
             ran[name] = ran.get(name, 0) + count
         skipped += report["skipped"]
 
-    for python in harness.pythons():
-        print(f"live tests on {str(python):24} {ran.get(str(python), 0):4} passed")
-    print(f"live tests on {'no Python in particular':24} {ran.get('-', 0):4} passed")
-    print(f"live tests skipped {len(skipped)}")
-    for test, why in skipped:
-        print(f"  {test}: {why}")
+    lines = [f"live tests on {str(python):24} {ran.get(str(python), 0):4} passed" for python in harness.pythons()]
+    lines.append(f"live tests on {'no Python in particular':24} {ran.get('-', 0):4} passed")
+    lines.append(f"live tests skipped: {len(skipped)}")
+    lines += [f"  {test}: {why}" for test, why in skipped]
     missing = harness.missing_pythons(list(ran))
     if missing:
-        print(f"not tested, because not on this machine: {', '.join(missing)}")
+        lines.append(f"not tested, because not on this machine: {', '.join(missing)}")
+    print("\n".join(lines))
+    with open(f"{sys.argv[1]}/summary.txt", "w", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
     if missing and os.environ.get("CI") == "true":
         sys.exit("a CI run must test them")
 
