@@ -50,7 +50,7 @@ class Help final : public CLI::Formatter {
         return "\nUsage:\n"
                "  memattach -p PID [OPTIONS]\n"
                "  memattach [OPTIONS] -- COMMAND...\n"
-               "  memattach dump|doctor [OPTIONS]\n\n";
+               "  memattach dump|doctor|report [OPTIONS]\n\n";
     }
 };
 
@@ -83,12 +83,31 @@ struct OutputOption {
     std::string session::Options::*file;
 };
 constexpr OutputOption kOutputs[] = {
-    {"--html", ".html", &session::Options::html},
     {"--speedscope", ".speedscope.json", &session::Options::speedscope},
     {"--json", ".json", &session::Options::json},
     {"--collapsed", ".collapsed", &session::Options::collapsed},
 };
 constexpr const char* kUnnamed = "\x01";  // an output asked for without a file name
+
+/// The options about what is written where, which profiling and `report` share.
+class OutputParser {
+  public:
+    OutputParser(session::Options& options, std::string& metric, bool& no_color)
+        : options_(options), metric_(metric), no_color_(no_color) {}
+
+    void add(CLI::App& app);
+    /// Gives each output that was asked for its file's name: its own, --outfile, or `base_name` and its
+    /// extension.
+    void finish(const std::string& base_name);
+
+  private:
+    void apply_outfile();
+
+    session::Options& options_;
+    std::string& metric_;
+    bool& no_color_;
+    std::string outfile_;
+};
 
 class ProfileParser {
   public:
@@ -97,7 +116,7 @@ class ProfileParser {
         add_measure(app);
         add_sampling(app);
         add_rows(app);
-        add_output(app);
+        outputs_.add(app);
     }
 
     ProfileCommand take(std::vector<std::string> command);
@@ -107,13 +126,11 @@ class ProfileParser {
     void add_measure(CLI::App& app);
     void add_sampling(CLI::App& app);
     void add_rows(CLI::App& app);
-    void add_output(CLI::App& app);
-    void name_outputs();
 
     ProfileCommand command_;
+    OutputParser outputs_{command_.options, command_.metric, command_.no_color};
     bool cpu_ = false;
     bool memory_ = false;
-    std::string outfile_;
 };
 
 void ProfileParser::add_target(CLI::App& app) {
@@ -190,18 +207,16 @@ void ProfileParser::add_rows(CLI::App& app) {
     app.add_flag("--profile-all", o.profile_all,
                  "Charge library code itself, not the line of yours that called it")
         ->group(group);
-    app.add_flag("--reduced-profile", o.reduced_profile, "Functions instead of lines")->group(group);
 }
 
-void ProfileParser::add_output(CLI::App& app) {
-    session::Options& o = command_.options;
+void OutputParser::add(CLI::App& app) {
+    session::Options& o = options_;
     const std::string group = "Where to (FILE may be - for stdout)";
     app.add_flag("--cli", o.cli, "The table on stdout; the default where no other output is named")
         ->group(group);
-    const auto add = [&](const OutputOption& output, const char* description) {
-        std::string& file = o.*output.file;
+    const auto add_file = [&](const char* name, std::string& file, const char* description) {
         app.add_option_function<std::vector<std::string>>(
-               output.name,
+               name,
                [&file](const std::vector<std::string>& names) {
                    file = names.empty() || names.front().empty() ? kUnnamed : names.front();
                },
@@ -211,56 +226,62 @@ void ProfileParser::add_output(CLI::App& app) {
             ->expected(0, 1)
             ->group(group);
     };
-    add(kOutputs[0], "A self-contained page");
-    add(kOutputs[2], "Everything, for scripts (memattach.profile/1)");
-    add(kOutputs[3], "Collapsed stacks, for flame graphs");
-    add(kOutputs[1], "For speedscope");
+    add_file("--json", o.json, "Everything, for scripts (memattach.profile/1)");
+    add_file("--speedscope", o.speedscope, "For speedscope.app");
+    add_file("--collapsed", o.collapsed, "Collapsed stacks, for flame graphs");
+    app.add_option("--metric", metric_,
+                   "What collapsed stacks are weighed by: cpu, wait, allocated, live, peak")
+        ->type_name("NAME")
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)
+        ->group(group);
     app.add_option("-o,--outfile", outfile_,
                    "The file of the one output asked for, or chosen by its extension")
         ->type_name("FILE")
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)
         ->group(group);
-    app.add_flag("-q,--quiet", o.quiet, "Say nothing on stderr but errors")->group(group);
-    app.add_flag("--no-color", command_.no_color, "No colours; NO_COLOR and a pipe do the same")
+    app.add_flag("--reduced-profile", o.reduced_profile, "A table of functions instead of lines")
         ->group(group);
+    app.add_flag("-q,--quiet", o.quiet, "Nothing on stderr but errors")->group(group);
+    app.add_flag("--no-color", no_color_, "No colours; NO_COLOR and a pipe do the same")->group(group);
 }
 
-/// Gives each output that was asked for its file's name: its own, --outfile, or one made up from the pid.
-void ProfileParser::name_outputs() {
-    session::Options& o = command_.options;
-    std::vector<const OutputOption*> unnamed;
-    for (const OutputOption& output : kOutputs) {
-        if (o.*output.file == kUnnamed) unnamed.push_back(&output);
-    }
-    if (!outfile_.empty()) {
-        if (unnamed.size() > 1) {
-            base::throw_error("--outfile {}: {} and {} can't share it; give each its own name", outfile_,
-                              unnamed[0]->name, unnamed[1]->name);
-        }
-        const OutputOption* chosen = unnamed.empty() ? nullptr : unnamed.front();
-        for (const OutputOption& output : kOutputs) {
-            if (chosen == nullptr && outfile_.ends_with(output.extension)) chosen = &output;
-        }
-        if (chosen == nullptr) {
-            base::throw_error("--outfile {}: which format? add --html, --json, --collapsed or --speedscope",
-                              base::printable(outfile_, 200));
-        }
-        if (!(o.*chosen->file).empty() && o.*chosen->file != kUnnamed) {
-            base::throw_error("--outfile {}: {} has a name already", base::printable(outfile_, 200),
-                              chosen->name);
-        }
-        o.*chosen->file = outfile_;
-    }
+void OutputParser::apply_outfile() {
+    session::Options& o = options_;
+    const std::string shown = base::printable(outfile_, 200);
+    const OutputOption* chosen = nullptr;
     for (const OutputOption& output : kOutputs) {
         if (o.*output.file != kUnnamed) continue;
-        o.*output.file = o.pid ? fmt::format("memattach-{}{}", *o.pid, output.extension)
-                               : fmt::format("memattach{}", output.extension);
+        if (chosen != nullptr) {
+            base::throw_error("--outfile {}: {} and {} can't share it; give each its own name", shown,
+                              chosen->name, output.name);
+        }
+        chosen = &output;
     }
+    for (const OutputOption& output : kOutputs) {
+        if (chosen == nullptr && outfile_.ends_with(output.extension)) chosen = &output;
+    }
+    if (chosen == nullptr) {
+        std::string names;
+        for (const OutputOption& output : kOutputs)
+            names += fmt::format("{}{}", names.empty() ? "" : ", ", output.name);
+        base::throw_error("--outfile {}: which format? add one of {}", shown, names);
+    }
+    if (!(o.*chosen->file).empty() && o.*chosen->file != kUnnamed) {
+        base::throw_error("--outfile {}: {} has a name already", shown, chosen->name);
+    }
+    o.*chosen->file = outfile_;
+}
 
+void OutputParser::finish(const std::string& base_name) {
+    session::Options& o = options_;
+    if (!outfile_.empty()) apply_outfile();
     std::vector<std::string> on_stdout;
     bool named = false;
     for (const OutputOption& output : kOutputs) {
-        named = named || !(o.*output.file).empty();
-        if (o.*output.file == "-") on_stdout.emplace_back(output.name);
+        std::string& file = o.*output.file;
+        if (file == kUnnamed) file = base_name + output.extension;
+        named = named || !file.empty();
+        if (file == "-") on_stdout.emplace_back(output.name);
     }
     if (!named) o.cli = true;
     if (o.cli) on_stdout.emplace_back("--cli");
@@ -277,7 +298,7 @@ ProfileCommand ProfileParser::take(std::vector<std::string> command) {
         o.cpu = cpu_;
         o.memory = memory_;
     }
-    name_outputs();
+    outputs_.finish(o.pid ? fmt::format("memattach-{}", *o.pid) : "memattach");
     return command_;
 }
 
@@ -336,6 +357,13 @@ Command parse_command_line(const std::vector<std::string>& arguments) {
     doctor_app->add_flag("--json", doctor.json, "As JSON");
     doctor_app->add_flag("--no-color", doctor.no_color, "No colours");
 
+    ReportCommand report;
+    OutputParser report_outputs(report.options, report.metric, report.no_color);
+    CLI::App* report_app =
+        app.add_subcommand("report", "Write the outputs again, from a profile that was written as JSON");
+    report_app->add_option("FILE", report.file, "What --json wrote; - is stdin");
+    report_outputs.add(*report_app);
+
     // Only now, for the help of the whole: the commands above would take it over.
     auto formatter = std::make_shared<Help>();
     formatter->column_width(34);
@@ -373,6 +401,13 @@ Command parse_command_line(const std::vector<std::string>& arguments) {
         return dump;
     }
     if (doctor_app->parsed()) return doctor;
+    if (report_app->parsed()) {
+        if (report.file.empty()) base::throw_error("report on which file? give one that --json wrote");
+        const bool json = report.file.ends_with(".json");
+        report_outputs.finish(
+            report.file == "-" ? "memattach" : report.file.substr(0, report.file.size() - (json ? 5 : 0)));
+        return report;
+    }
     return profile.take(std::move(rest));
 }
 

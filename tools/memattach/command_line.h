@@ -12,6 +12,15 @@ namespace memattach::cli {
 /// `memattach …`, the default: profile.
 struct ProfileCommand {
     session::Options options;
+    std::string metric;  ///< what --collapsed weighs stacks by; empty: the first that there is
+    bool no_color = false;
+};
+
+/// `memattach report FILE`: the outputs again, from a profile that was written as JSON.
+struct ReportCommand {
+    std::string file;          ///< "-": stdin
+    session::Options options;  ///< of these, the outputs
+    std::string metric;
     bool no_color = false;
 };
 
@@ -35,7 +44,7 @@ struct Text {
     std::string text;
 };
 
-using Command = std::variant<ProfileCommand, DumpCommand, DoctorCommand, Text>;
+using Command = std::variant<ProfileCommand, DumpCommand, DoctorCommand, ReportCommand, Text>;
 
 /// Parses the arguments (without the program's name). What comes after the first "--" is the command to
 /// profile and is not looked at. Throws base::Error with one line for whatever is wrong with them.

@@ -29,6 +29,8 @@ class OutputFile {
 
     [[nodiscard]] const std::string& path() const { return path_; }
     [[nodiscard]] bool is_stdout() const { return path_ == "-"; }
+    /// False for stdout and for devices.
+    [[nodiscard]] bool is_new_file() const { return !name_.empty(); }
 
   private:
     std::string path_;

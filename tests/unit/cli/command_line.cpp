@@ -131,26 +131,39 @@ TEST_CASE("a command without -- is pointed to it") {
 }
 
 TEST_CASE("outputs and their names") {
-    CHECK(profile({"-p", "12", "--html"}).options.html == "memattach-12.html");
-    CHECK(profile({"--html", "--", "python"}).options.html == "memattach.html");
-    CHECK(profile({"--html", "a.html", "-p", "12"}).options.html == "a.html");
+    CHECK(profile({"-p", "12", "--json"}).options.json == "memattach-12.json");
+    CHECK(profile({"--json", "--", "python"}).options.json == "memattach.json");
+    CHECK(profile({"--json", "a.json", "-p", "12"}).options.json == "a.json");
     CHECK(profile({"-p", "12", "--json", "-"}).options.json == "-");
-    CHECK(profile({"-p", "12", "--html", "-o", "x"}).options.html == "x");
+    CHECK(profile({"-p", "12", "--json", "-o", "x"}).options.json == "x");
     CHECK(profile({"-p", "12", "-o", "x.json"}).options.json == "x.json");
     CHECK(profile({"-p", "12", "-o", "x.speedscope.json"}).options.speedscope == "x.speedscope.json");
-    CHECK(profile({"-p", "12", "-o", "x.collapsed"}).options.collapsed == "x.collapsed");
+    CHECK(profile({"-p", "12", "-o", "x.collapsed", "--metric", "live"}).options.collapsed == "x.collapsed");
+    CHECK(profile({"-p", "12", "-o", "x.collapsed", "--metric", "live"}).metric == "live");
 
-    const auto two = profile({"-p", "12", "--html", "--json", "b.json"}).options;
-    CHECK(two.html == "memattach-12.html");
+    const auto two = profile({"-p", "12", "--collapsed", "--json", "b.json"}).options;
+    CHECK(two.collapsed == "memattach-12.collapsed");
     CHECK(two.json == "b.json");
     CHECK(!two.cli);
-    CHECK(profile({"-p", "12", "--html", "--cli"}).options.cli);
+    CHECK(profile({"-p", "12", "--json", "--cli"}).options.cli);
 
     has(refusal({"-p", "12", "--json", "-", "--cli"}), "--json and --cli both want stdout");
     has(refusal({"-p", "12", "--json", "-", "--collapsed", "-"}), "both want stdout");
     has(refusal({"-p", "12", "-o", "x"}), "which format");
-    has(refusal({"-p", "12", "-o", "x", "--html", "--json"}), "can't share it");
-    has(refusal({"-p", "12", "-o", "x.html", "--html", "y.html"}), "has a name already");
+    has(refusal({"-p", "12", "-o", "x", "--collapsed", "--json"}), "can't share it");
+    has(refusal({"-p", "12", "-o", "x.json", "--json", "y.json"}), "has a name already");
+}
+
+TEST_CASE("report reads a file and has the outputs of profiling") {
+    const auto report = [](const std::vector<std::string>& arguments) {
+        return std::get<ReportCommand>(parse_command_line(arguments));
+    };
+    CHECK(report({"report", "a.json"}).file == "a.json");
+    CHECK(report({"report", "a.json"}).options.cli);
+    CHECK(report({"report", "a.json", "--collapsed"}).options.collapsed == "a.collapsed");
+    CHECK(report({"report", "-", "--speedscope"}).options.speedscope == "memattach.speedscope.json");
+    has(refusal({"report"}), "report on which file");
+    has(refusal({"report", "a.json", "-p", "1"}), "there is no option -p");
 }
 
 TEST_CASE("what is wrong is said in one line with the text at fault") {
@@ -163,7 +176,7 @@ TEST_CASE("what is wrong is said in one line with the text at fault") {
     has(refusal({"-p", "1", "--frobnicate"}), "there is no option --frobnicate");
     has(refusal({"-p", "1", "--color\x1b[31m"}), "there is no option");
     has(refusal({"dump"}), "--pid");
-    has(refusal({"dump", "-p", "1", "--html"}), "--html");
+    has(refusal({"dump", "-p", "1", "--speedscope"}), "--speedscope");
 }
 
 TEST_CASE("dump and doctor") {
@@ -178,7 +191,7 @@ TEST_CASE("dump and doctor") {
 
 TEST_CASE("help and version") {
     const auto help = std::get<Text>(parse_command_line({"--help"})).text;
-    for (const char* word : {"--pid", "--duration", "--html", "-- COMMAND", "doctor", "Exit codes"})
+    for (const char* word : {"--pid", "--duration", "--json", "-- COMMAND", "doctor", "Exit codes"})
         has(help, word);
     for (std::size_t at = 0; at < help.size();) {
         const std::size_t end = std::min(help.find('\n', at), help.size());
@@ -199,9 +212,9 @@ TEST_CASE("a configuration file sets what the command line doesn't") {
     CHECK(o.threads);
     CHECK(o.profile_only == std::vector<std::string>{"app", "lib"});
 
-    const ConfigFile ini("; a comment\nduration=5m\nhtml=out.html\n");
+    const ConfigFile ini("; a comment\nduration=5m\njson=out.json\n");
     CHECK(profile({"-p", "1", "--config", ini.path()}).options.duration == std::chrono::minutes(5));
-    CHECK(profile({"-p", "1", "--config", ini.path()}).options.html == "out.html");
+    CHECK(profile({"-p", "1", "--config", ini.path()}).options.json == "out.json");
 
     const ConfigFile unknown("durration = 10\n");
     has(refusal({"-p", "1", "--config", unknown.path()}), "durration");
