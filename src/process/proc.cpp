@@ -3,12 +3,14 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <charconv>
 #include <climits>
+#include <ctime>
 #include <memory>
 
 namespace memattach::process {
@@ -21,6 +23,21 @@ bool take_number(std::string_view& text, T& value, int base = 10) {
     if (error != std::errc()) return false;
     text.remove_prefix(static_cast<std::size_t>(end - text.data()));
     return true;
+}
+
+/// The entries of a directory whose names are numbers.
+std::vector<int> numbered_entries(const std::string& path) {
+    std::vector<int> numbers;
+    const std::unique_ptr<DIR, int (*)(DIR*)> directory(::opendir(path.c_str()), ::closedir);
+    if (!directory) return numbers;
+    while (const dirent* entry =
+               ::readdir(directory.get())) {  // NOLINT(concurrency-mt-unsafe): a stream of its own
+        int number = 0;
+        const std::string_view name = entry->d_name;
+        const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), number);
+        if (error == std::errc() && end == name.data() + name.size()) numbers.push_back(number);
+    }
+    return numbers;
 }
 
 }  // namespace
@@ -163,18 +180,18 @@ std::vector<Mapping> read_maps(int pid) {
 }
 
 std::vector<int> list_threads(int pid) {
-    std::vector<int> tids;
-    const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(fmt::format("/proc/{}/task", pid).c_str()),
-                                                  ::closedir);
-    if (!dir) return tids;
-    while (const dirent* entry =
-               ::readdir(dir.get())) {  // NOLINT(concurrency-mt-unsafe): a stream of its own
-        int tid = 0;
-        const std::string_view name = entry->d_name;
-        if (std::from_chars(name.data(), name.data() + name.size(), tid).ec == std::errc())
-            tids.push_back(tid);
-    }
-    return tids;
+    return numbered_entries(fmt::format("/proc/{}/task", pid));
+}
+
+std::vector<int> list_processes() {
+    return numbered_entries("/proc");
+}
+
+double age_s(const Stat& stat) {
+    timespec now{};
+    if (::clock_gettime(CLOCK_BOOTTIME, &now) != 0) return 0;
+    const double since_boot_s = static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) / 1e9;
+    return since_boot_s - static_cast<double>(stat.start_ticks) / static_cast<double>(::sysconf(_SC_CLK_TCK));
 }
 
 std::string command_line(int pid) {

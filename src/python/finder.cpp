@@ -5,31 +5,19 @@
 #include <algorithm>
 #include <thread>
 
+#include "locate.h"
 #include "memattach/base/clock.h"
 #include "memattach/base/error.h"
 #include "memattach/base/text.h"
-#include "memattach/elf/image.h"
+#include "memattach/process/permission.h"
 #include "memattach/process/proc.h"
-#include "memattach/process/target_file.h"
 #include "memattach/python/layout_sources.h"
 #include "memattach/python/sanity.h"
-#include "module.h"
-#include "version_text.h"
 
 namespace memattach::python {
 namespace {
 
 constexpr std::chrono::milliseconds kPoll{5};
-constexpr std::size_t kMaxScanBytes = 8 << 20;  ///< of one writable mapping
-
-/// A place where _PyRuntime is, in a module that is open.
-struct Place {
-    Module module;
-    elf::Image image;
-    std::uint64_t bias = 0;
-    base::Address runtime;
-    std::string found_by;
-};
 
 class Finder {
   public:
@@ -67,49 +55,22 @@ class Finder {
     /// True where the process is so young that it may still be about to exec Python.
     [[nodiscard]] bool started_lately() const {
         const auto stat = process::read_stat(pid_);
-        timespec now{};
-        if (!stat || ::clock_gettime(CLOCK_BOOTTIME, &now) != 0) return false;
-        const double age_s =
-            static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) / 1e9 -
-            static_cast<double>(stat->start_ticks) / static_cast<double>(::sysconf(_SC_CLK_TCK));
-        return age_s < std::chrono::duration<double>(options_.startup_wait).count() + 0.1;
+        return stat &&
+               process::age_s(*stat) < std::chrono::duration<double>(options_.startup_wait).count() + 0.1;
     }
 
     std::optional<Runtime> look(std::string& why) {
         waits_for_interpreter_ = false;
-        errno = 0;
-        const auto maps = process::read_maps(pid_);
-        if (maps.empty())
-            base::throw_error("process {} can't be read: {}", pid_,
-                              base::errno_text(errno != 0 ? errno : ESRCH));
-        const std::string exe = process::read_link(fmt::format("/proc/{}/exe", pid_)).value_or("");
-        auto place = find_place(candidate_modules(maps, exe), why);
-        if (!place) return std::nullopt;
-        return read_runtime(*place, why);
-    }
-
-    std::optional<Place> find_place(std::vector<Module> modules, std::string& why) {
-        std::string unopened;
-        for (Module& module : modules) {
-            std::string reason;
-            auto file = process::open_mapped_file(pid_, module.mappings.front(), reason);
-            if (!file.is_open()) {
-                if (unopened.empty()) unopened = reason;
-                continue;
-            }
-            auto image = elf::Image::open(std::move(file));
-            const auto bias = image ? image->load_bias(module.mappings) : std::nullopt;
-            if (!bias) continue;
-            Place place{std::move(module), std::move(*image), *bias, {}, {}};
-            if (locate_runtime(place)) return place;
+        if (const auto refusal = process::find_obstacle(pid_)) throw base::Error(refusal->text());
+        Located located = locate_interpreter(pid_, memory_);
+        if (located.interpreter) return read_runtime(*located.interpreter, why);
+        if (located.old_version) {
+            why = too_old(*located.old_version);
+        } else {
+            why = fmt::format("process {} ({}) is not Python", pid_,
+                              base::printable(process::command_line(pid_), 200));
         }
-        why = fmt::format("process {} ({}) is not Python", pid_,
-                          base::printable(process::command_line(pid_), 200));
-        for (const Module& module : modules) {
-            const auto version = version_in_name(module.base_name());
-            if (version && (version->major < 3 || version->minor < 8)) why = too_old(*version);
-        }
-        if (!unopened.empty()) why += "; " + unopened;
+        if (!located.unopened.empty()) why += "; " + located.unopened;
         return std::nullopt;
     }
 
@@ -118,27 +79,13 @@ class Finder {
                            pid_, version.major, version.minor);
     }
 
-    static bool locate_runtime(Place& place) {
-        if (const auto symbol = place.image.find_symbol("_PyRuntime")) {
-            place.runtime = base::Address(place.bias + symbol->value);
-            place.found_by = fmt::format("symbol _PyRuntime in {} of {}", symbol->table, place.module.path);
-            return true;
-        }
-        if (const auto section = place.image.find_section(".PyRuntime")) {
-            place.runtime = base::Address(place.bias + section->address);
-            place.found_by = fmt::format("section .PyRuntime of {}", place.module.path);
-            return true;
-        }
-        return false;
-    }
-
-    std::optional<Runtime> read_runtime(const Place& place, std::string& why) {
+    std::optional<Runtime> read_runtime(const Interpreter& interpreter, std::string& why) {
         Runtime runtime;
-        runtime.address = place.runtime;
-        runtime.module_path = place.module.path;
-        runtime.build_id = place.image.build_id();
-        runtime.found_by = place.found_by;
-        for (const process::Mapping& mapping : place.module.mappings) {
+        runtime.address = interpreter.runtime;
+        runtime.module_path = interpreter.module.path;
+        runtime.build_id = interpreter.image ? interpreter.image->build_id() : "";
+        runtime.found_by = interpreter.found_by;
+        for (const process::Mapping& mapping : interpreter.module.mappings) {
             if (!mapping.executable) continue;
             if (runtime.text_start.is_null()) runtime.text_start = mapping.start;
             runtime.text_end = mapping.end;
@@ -146,24 +93,26 @@ class Finder {
 
         std::string reasons;
         std::vector<std::byte> head(kDebugOffsetsBytes);
-        head.resize(memory_.read_up_to(place.runtime, head));
+        head.resize(memory_.read_up_to(interpreter.runtime, head));
         std::string reason;
         if (auto offsets = parse_debug_offsets(head, reason)) {
             runtime.version = offsets->version;
             runtime.free_threaded = offsets->free_threaded;
             if (accept(runtime, offsets->layout, LayoutSource::debug_offsets, reasons)) return runtime;
         } else {
-            const auto version = find_version(place);
+            const auto version = find_version(interpreter, memory_);
             if (!version) {
                 waits_for_interpreter_ = true;  // the text that says it is written at start-up
-                why = fmt::format("the version of {} can't be told", place.module.path);
+                why = fmt::format("the version of {} can't be told", interpreter.module.path);
                 return std::nullopt;
             }
             if (version->major != 3 || version->minor < 8) throw base::Error(too_old(*version));
             runtime.version = *version;
             note(reasons, "debug offsets", reason);
-            if (auto layout = layout_from_dwarf(place.image, *version, reason)) {
-                if (accept(runtime, *layout, LayoutSource::dwarf, reasons)) return runtime;
+            const auto from_dwarf =
+                interpreter.image ? layout_from_dwarf(*interpreter.image, *version, reason) : std::nullopt;
+            if (from_dwarf) {
+                if (accept(runtime, *from_dwarf, LayoutSource::dwarf, reasons)) return runtime;
             } else {
                 note(reasons, "DWARF", reason);
             }
@@ -178,7 +127,7 @@ class Finder {
                   ? fmt::format("process {} has not started its interpreter yet", pid_)
                   : fmt::format("the structures of Python {}.{}.{} in {} can't be read ({})",
                                 runtime.version.major, runtime.version.minor, runtime.version.micro,
-                                place.module.path, reasons);
+                                interpreter.module.path, reasons);
         return std::nullopt;
     }
 
@@ -200,20 +149,6 @@ class Finder {
         runtime.layout = layout;
         runtime.layout_source = source;
         return true;
-    }
-
-    std::optional<Version> find_version(const Place& place) const {
-        // unsigned long Py_Version, read-only, 3.11+ (Include/pylifecycle.h)
-        if (const auto symbol = place.image.find_symbol("Py_Version")) {
-            const auto value = memory_.read<std::uint64_t>(base::Address(place.bias + symbol->value));
-            if (value && *value >> 24 == 3) return version_from_hex(static_cast<std::uint32_t>(*value));
-        }
-        for (const process::Mapping& mapping : place.module.data) {
-            std::string bytes(std::min<std::uint64_t>(mapping.size_bytes(), kMaxScanBytes), '\0');
-            bytes.resize(memory_.read_up_to(mapping.start, std::as_writable_bytes(std::span(bytes))));
-            if (const auto version = find_version_text(bytes)) return version;
-        }
-        return std::nullopt;
     }
 
     int pid_;

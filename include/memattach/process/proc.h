@@ -76,6 +76,12 @@ std::vector<Mapping> read_maps(int pid);
 /// process is gone.
 std::vector<int> list_threads(int pid);
 
+/// The ids of all processes (in this process's pid namespace).
+std::vector<int> list_processes();
+
+/// How long ago the process started, in seconds.
+double age_s(const Stat& stat);
+
 /// One line of /proc/PID/cmdline's arguments, joined by blanks; the comm in brackets where there are none.
 std::string command_line(int pid);
 
