@@ -1,0 +1,128 @@
+/// What a breakpoint hit means to memory profiling: the Tracer's client in the tracing process.
+///
+///     entry of malloc(size)  → keep it? (a coin that size loads)
+///        kept:  read the Python stack, break at the return address         …
+///     return, same stack     → the block's address is in rax: tell the analysing process
+///     entry of free(block)   → was it kept? tell
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <unordered_map>
+#include <vector>
+
+#include "memattach/probe/schedule.h"
+#include "memattach/probe/sites.h"
+#include "memattach/probe/thread_states.h"
+#include "memattach/probe/trace_shared.h"
+#include "memattach/probe/tracer.h"
+#include "memattach/python/reader.h"
+
+namespace memattach::probe {
+
+struct AllocProbeOptions {
+    double max_overhead = 0.05;
+    double threshold_bytes = 1 << 20;
+    std::uint64_t seed = 1;
+};
+
+class AllocProbe final : public TracerClient {
+  public:
+    /// `notify_fd`: an eventfd that is written to when there is something in the ring.
+    AllocProbe(pid_t pid, const process::Memory& memory, const python::Runtime& runtime, const SiteMap& sites,
+               const AllocProbeOptions& options, TraceShared& shared, int notify_fd);
+
+    /// Once the tracer is attached: chooses the probe points and arms what is to be armed at first. Throws
+    /// base::Error where no site can be watched.
+    void start(Tracer& tracer);
+    /// Before the tracer detaches: closes what is open.
+    void finish();
+
+    void on_hit(pid_t tid, std::uint64_t address, std::uint64_t tag, const user_regs_struct& regs) override;
+    bool wants_null_trap() override;
+    void on_null_trap(std::uint64_t thread_ns, std::uint64_t wall_ns) override;
+    void on_resumed(std::uint64_t stopped_ns, bool hit) override;
+    void on_thread_end(pid_t tid) override;
+    void on_child(pid_t child) override;
+    void on_exec() override;
+    bool on_leader_exit() override;
+    std::uint64_t on_time(std::uint64_t now_ns, bool& keep_running) override;
+    bool leader_may_go() override;
+
+  private:
+    struct PlannedSite {
+        Site site;
+        ProbePoint point;
+        std::uint64_t address = 0;  ///< where the breakpoint goes
+    };
+    /// An allocation under way whose result is awaited.
+    struct Call {
+        std::size_t site = 0;
+        std::uint64_t stack_pointer = 0;  ///< when it has returned
+        std::uint64_t return_address = 0;
+        std::uint64_t out = 0;  ///< posix_memalign: where the result will be
+        std::uint64_t old = 0;  ///< realloc: the block that ends, if it is one of ours
+        bool kept = false;
+        TraceEvent event;
+        std::vector<python::RawFrame> frames;
+    };
+    struct LastHit {
+        std::size_t site = 0;
+        std::uint64_t stack_pointer = 0;
+        std::uint64_t return_address = 0;
+    };
+    struct ReturnPoint {
+        std::optional<Instruction> displaced;
+        std::byte original{};
+    };
+    struct ThreadCalls {
+        std::vector<Call> calls;  ///< innermost last
+        LastHit last;
+    };
+
+    void plan_sites(const SiteMap& sites);
+    void arm(bool malloc_group, bool object_group);
+    void set_armed(trace::AllocKind kind, bool armed);
+    void apply_plan(std::uint64_t now_ns);
+    void send_windows();
+    void on_entry(pid_t tid, std::size_t index, const user_regs_struct& regs);
+    void on_return(pid_t tid, std::uint64_t address, const user_regs_struct& regs);
+    void begin_call(pid_t tid, std::size_t index, const user_regs_struct& regs, Call call);
+    void end_call(pid_t tid, Call& call, const user_regs_struct& regs);
+    void read_stack(const user_regs_struct& regs, Call& call);
+    void drop_stale(ThreadCalls& thread, std::uint64_t stack_pointer);
+    void release(pid_t tid, std::uint64_t block, std::uint64_t size_bytes);
+    void send(const TraceEvent& event, const std::vector<python::RawFrame>& frames);
+    void notify(std::uint64_t now_ns, bool always);
+    void publish_figures();
+    [[nodiscard]] Moment moment(std::uint64_t now_ns) const;
+    [[nodiscard]] bool from_inside(const Site& site, std::uint64_t return_address) const;
+
+    pid_t pid_;
+    const process::Memory& memory_;
+    const SiteMap& map_;
+    AllocProbeOptions options_;
+    TraceShared& shared_;
+    int notify_fd_;
+    Tracer* tracer_ = nullptr;
+    python::StackReader reader_;
+    ThreadStates thread_states_;
+    ByteSampler sampler_;
+    std::optional<Schedule> schedule_;
+    Plan plan_;
+    std::vector<PlannedSite> sites_;
+    std::array<bool, 3> armed_{};  ///< by AllocKind
+    std::unordered_map<pid_t, ThreadCalls> threads_;
+    std::unordered_map<std::uint64_t, ReturnPoint> return_points_;
+    std::unordered_map<std::uint64_t, std::uint64_t> live_;  ///< kept blocks of malloc and object: size
+    std::map<std::uint64_t, std::uint64_t> live_mappings_;
+    python::RawStack raw_;
+    Hit hit_;
+    bool hit_counts_ = false;
+    std::uint64_t notified_ns_ = 0;
+    std::uint64_t published_ns_ = 0;
+    bool exit_announced_ = false;
+};
+
+}  // namespace memattach::probe

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+
+#include "memattach/probe/patches.h"
+#include "memattach/probe/trace_ring.h"
+
+namespace memattach::probe {
+
+/// What the tracing process has done so far; written by it alone.
+struct TraceFigures {
+    std::atomic<std::uint64_t> hits, samples, stops, steps, unknown_frees, lost_returns, null_traps;
+    std::atomic<std::uint64_t> stopped_ns, longest_stop_ns, own_ns, hit_wall_ns, hit_cpu_ns;
+    std::atomic<std::uint64_t> windows, cut_windows, plant_failures;
+    std::atomic<double> overhead, coverage_malloc, coverage_object;
+};
+
+/// The memory that the tracing and the analysing process share: mapped before the fork, filled with zeros.
+struct TraceShared {
+    enum State : std::uint32_t {
+        starting = 0,
+        armed,   ///< attached, and everything that should be armed at first is
+        failed,  ///< could not attach: `error` says why
+        ended,   ///< let go of the target, everything undone
+    };
+    std::atomic<std::uint32_t> state;
+    /// Set by the analysing process, followed by SIGUSR1.
+    std::atomic<std::uint32_t> finish_asked;
+    std::atomic<std::uint32_t> exit_drained;
+    std::atomic<std::int32_t> analyser_pid;
+    std::atomic<std::uint64_t> heartbeat_ns;
+    std::array<char, 512> error;
+    TraceFigures figures;
+    PatchTable patches;
+    TraceRing ring;
+};
+
+}  // namespace memattach::probe

@@ -1,0 +1,185 @@
+/// The mechanism of the ptrace engine: attaches to every thread of a process, plants breakpoints, carries
+/// displaced instructions out, and passes everything else on as if nobody were looking. What a hit means is
+/// its client's business.
+///
+///     Tracer tracer(pid, table, client);
+///     tracer.attach();                    // throws base::Error
+///     tracer.plant(address, decode(bytes));
+///     tracer.run();                       // serves stops, calls client.on_hit(), until client or target
+///     ends it tracer.detach();                    // nothing is left behind
+///
+/// Runs in a process of its own (trace_process.h), single-threaded: waitpid(-1) is its event loop.
+///
+/// Order within a hit: the displaced instruction is carried out and the registers are written first; then the
+/// client looks at the thread. Should this process be killed, the kernel lets the thread run on from there
+/// (exit_ptrace(), kernel/ptrace.c; a stop that has been waited for delivers no signal), so all that can go
+/// wrong lies between the trap and that write, some microseconds.
+#pragma once
+
+#include <sys/types.h>
+#include <sys/user.h>
+#include <time.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "memattach/base/address.h"
+#include "memattach/base/unique_fd.h"
+#include "memattach/probe/emulate.h"
+#include "memattach/probe/patches.h"
+
+namespace memattach::probe {
+
+class Tracer;
+
+/// What the target's threads were held for. Times are this process's own measurements, from the return of
+/// waitpid to the continuation, plus for each stop what passes between the trap and waitpid's return and
+/// between the continuation and the thread's next instruction: the mean of the null traps.
+struct StopStats {
+    std::uint64_t stops = 0;
+    std::uint64_t hits = 0;
+    std::uint64_t steps = 0;  ///< displaced instructions that had to be single-stepped
+    std::uint64_t stopped_ns = 0;
+    std::uint64_t longest_ns = 0;
+};
+
+class TracerClient {
+  public:
+    TracerClient() = default;
+    TracerClient(const TracerClient&) = delete;
+    TracerClient& operator=(const TracerClient&) = delete;
+    virtual ~TracerClient() = default;
+
+    /// Thread `tid` reached the breakpoint at `address` and is stopped. `regs` are as they were there, before
+    /// the displaced instruction; `tag` is what plant() was given. May plant and remove breakpoints.
+    virtual void on_hit(pid_t tid, std::uint64_t address, std::uint64_t tag,
+                        const user_regs_struct& regs) = 0;
+    /// True: take this hit once more first, for the time that it takes; on_null_trap() tells. `thread_ns` is
+    /// what the thread's own processor time grew by, `wall_ns` from its continuation to the return of
+    /// waitpid.
+    virtual bool wants_null_trap() = 0;
+    virtual void on_null_trap(std::uint64_t thread_ns, std::uint64_t wall_ns) = 0;
+    /// A stop is over, and was `stopped_ns` long from the return of waitpid on. `hit`: on_hit() was called.
+    virtual void on_resumed(std::uint64_t stopped_ns, bool hit) = 0;
+    virtual void on_thread_end(pid_t tid) = 0;
+    /// A process with a copy of the target's memory was made; it runs free of any change.
+    virtual void on_child(pid_t child) = 0;
+    /// The target replaced its program: breakpoints are gone, run() ends.
+    virtual void on_exec() = 0;
+    /// The thread group's leader is about to end and is held, its memory still there. True: hold on.
+    virtual bool on_leader_exit() = 0;
+    /// Called when the time that it last returned has come and whenever this process is signalled. Returns
+    /// when it wants to be called again, at the latest (CLOCK_MONOTONIC). `keep_running` false ends run().
+    virtual std::uint64_t on_time(std::uint64_t now_ns, bool& keep_running) = 0;
+    /// Whether a leader that on_leader_exit() held may go now; asked at every on_time().
+    virtual bool leader_may_go() = 0;
+};
+
+class Tracer {
+  public:
+    Tracer(pid_t pid, PatchTable& table, TracerClient& client);
+    ~Tracer();
+    Tracer(const Tracer&) = delete;
+    Tracer& operator=(const Tracer&) = delete;
+
+    /// Throws base::Error: gone, not permitted, traced by somebody else. Threads are not stopped by it.
+    void attach();
+    void run();
+    /// Removes every change and lets go of the threads. Those that sleep in a system call aren't woken: they
+    /// are released when this process ends, which has to follow at once. Never throws; may be called twice.
+    void detach();
+
+    /// False where the byte can't be changed. Planting where there is a breakpoint already only adds a use.
+    bool plant(std::uint64_t address, const std::optional<Instruction>& displaced, std::byte original,
+               std::uint64_t tag);
+    /// Takes back one plant(); the byte is restored with the last.
+    void remove(std::uint64_t address);
+    [[nodiscard]] bool planted(std::uint64_t address) const;
+    /// Changes an aligned 8-byte pointer in the target's data, where it still is `original`.
+    bool redirect(std::uint64_t slot, std::uint64_t original, std::uint64_t alias);
+    void undo_redirect(std::uint64_t slot);
+
+    /// 8 bytes of the memory of a stopped thread; one cheap system call.
+    static std::optional<std::uint64_t> peek(pid_t tid, std::uint64_t address);
+    [[nodiscard]] int memory_fd() const { return memory_.get(); }
+    [[nodiscard]] pid_t pid() const { return pid_; }
+    /// The processor time that all threads of the target have used, in the kernel's precise accounting.
+    [[nodiscard]] std::uint64_t own_time_ns() const;
+    [[nodiscard]] const StopStats& stats() const { return stats_; }
+    /// When waitpid returned with the stop that is being served.
+    [[nodiscard]] std::uint64_t stop_start_ns() const { return stop_start_ns_; }
+    [[nodiscard]] bool target_gone() const { return gone_; }
+
+  private:
+    struct Thread {
+        bool foreign = false;           ///< of another process that runs on the same memory (vfork)
+        bool interrupted = false;       ///< PTRACE_INTERRUPT was sent while detaching
+        bool fresh = false;             ///< its first stop is still to come
+        std::uint64_t skip_hit_at = 0;  ///< a hit here was served, then interrupted by a signal: not again
+    };
+    struct Breakpoint {
+        std::optional<Instruction> displaced;
+        std::byte original{};
+        std::uint64_t tag = 0;
+        std::uint32_t uses = 0;  ///< 0: not planted now
+        std::size_t patch = 0;
+    };
+    struct Removed {
+        std::uint64_t address = 0;
+        std::uint64_t original = 0;
+        std::uint64_t patched = 0;
+        std::uint32_t size_bytes = 0;
+    };
+
+    void seize_all();
+    void handle(pid_t tid, int status);
+    void handle_signal_stop(pid_t tid, Thread& thread, int signal);
+    void handle_breakpoint(pid_t tid, Thread& thread, user_regs_struct& regs);
+    bool take_null_trap(pid_t tid, std::uint64_t address, user_regs_struct& regs);
+    bool step(pid_t tid, Thread& thread, Breakpoint& breakpoint, std::uint64_t address);
+    void handle_unknown(pid_t tid, int status);
+    void handle_new_task(pid_t parent, int event);
+    void adopt(pid_t child, bool shares_memory);
+    void clean_copy(pid_t child);
+    void release_orphans(std::uint64_t now_ns);
+    void forget(pid_t tid);
+    void resume(pid_t tid, int signal, bool event_stop);
+    void remember_removed(const Removed& removed);
+    void housekeeping(std::uint64_t now_ns);
+    void set_timer(std::uint64_t at_ns);
+    void follow_cpu(pid_t tid, std::uint64_t now_ns);
+    [[nodiscard]] bool trap_pending(pid_t tid, const user_regs_struct& regs) const;
+
+    pid_t pid_;
+    PatchTable& table_;
+    TracerClient& client_;
+    base::UniqueFd memory_;
+    std::unordered_map<pid_t, Thread> threads_;
+    std::unordered_map<std::uint64_t, Breakpoint> breakpoints_;  ///< all that were ever planted
+    std::unordered_map<std::uint64_t, std::size_t> redirects_;
+    std::array<Removed, 256> removed_{};
+    std::size_t removed_next_ = 0;
+    std::unordered_map<pid_t, bool> children_;          ///< announced, not stopped yet: shares memory?
+    std::unordered_map<pid_t, std::uint64_t> orphans_;  ///< stopped, not announced yet: since when
+    pid_t held_leader_ = 0;
+    std::uint64_t held_since_ns_ = 0;
+    StopStats stats_;
+    std::uint64_t latency_ns_ = 0;
+    std::uint64_t stop_start_ns_ = 0;
+    bool hit_served_ = false;
+    std::uint64_t due_ns_ = 0;
+    std::uint64_t cpu_checked_ns_ = 0;
+    int cpu_ = -1;
+    timer_t timer_{};
+    bool timer_made_ = false;
+    bool attached_ = false;
+    bool detaching_ = false;
+    bool keep_running_ = true;
+    bool gone_ = false;
+};
+
+}  // namespace memattach::probe

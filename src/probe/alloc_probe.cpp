@@ -1,0 +1,463 @@
+#include "memattach/probe/alloc_probe.h"
+
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "memattach/base/clock.h"
+#include "memattach/base/error.h"
+
+namespace memattach::probe {
+namespace {
+
+constexpr std::uint64_t kReturnTag = ~std::uint64_t{0};
+/// A result in the last page is an error number: −MAX_ERRNO … −1.
+constexpr std::uint64_t kFirstError = ~std::uint64_t{0} - 4095;
+constexpr std::size_t kMaxCallsPerThread = 16;
+constexpr std::size_t kMaxReturnPoints = 65536;
+
+std::uint64_t argument(Argument which, const user_regs_struct& regs) {
+    switch (which) {
+        case Argument::rdi:
+            return regs.rdi;
+        case Argument::rsi:
+            return regs.rsi;
+        case Argument::rdx:
+            return regs.rdx;
+        case Argument::rcx:
+            return regs.rcx;
+        case Argument::r8:
+            return regs.r8;
+        case Argument::r9:
+            return regs.r9;
+        case Argument::none:
+            break;
+    }
+    return 0;
+}
+
+/// What was asked for, or nothing where the product overflows (the call will fail).
+std::optional<std::uint64_t> requested_bytes(const Site& site, const user_regs_struct& regs) {
+    std::uint64_t size = argument(site.args.size, regs);
+    if (site.args.count != Argument::none &&
+        __builtin_mul_overflow(size, argument(site.args.count, regs), &size)) {
+        return std::nullopt;
+    }
+    return size;
+}
+
+bool contains(const std::vector<AddressRange>& ranges, std::uint64_t address) {
+    const auto above =
+        std::upper_bound(ranges.begin(), ranges.end(), base::Address(address),
+                         [](base::Address a, const AddressRange& range) { return a < range.start; });
+    return above != ranges.begin() && std::prev(above)->contains(base::Address(address));
+}
+
+}  // namespace
+
+AllocProbe::AllocProbe(pid_t pid, const process::Memory& memory, const python::Runtime& runtime,
+                       const SiteMap& sites, const AllocProbeOptions& options, TraceShared& shared,
+                       int notify_fd)
+    : pid_(pid),
+      memory_(memory),
+      map_(sites),
+      options_(options),
+      shared_(shared),
+      notify_fd_(notify_fd),
+      reader_(memory, runtime, pid),
+      thread_states_(memory, runtime, reader_),
+      sampler_(options.seed) {
+    live_.reserve(1 << 16);
+    return_points_.reserve(4096);
+    plan_sites(sites);
+}
+
+void AllocProbe::plan_sites(const SiteMap& sites) {
+    for (const Site& site : sites.sites) {
+        std::array<std::byte, 64> bytes{};
+        const std::size_t got = memory_.read_up_to(site.address, bytes);
+        const bool skip_null = site.kind == SiteKind::release && site.args.old == Argument::rdi;
+        const auto point = choose_probe_point(std::span(bytes).first(got), skip_null);
+        if (!point) continue;
+        sites_.push_back({site, *point, site.address.value() + point->offset});
+    }
+    if (sites_.empty()) base::throw_error("no allocation function of process {} can be watched", pid_);
+}
+
+void AllocProbe::start(Tracer& tracer) {
+    tracer_ = &tracer;
+    SchedulePolicy policy;
+    policy.max_overhead = options_.max_overhead;
+    policy.threshold_bytes = options_.threshold_bytes;
+    policy.seed = options_.seed;
+    const std::uint64_t now_ns = base::monotonic_ns();
+    schedule_.emplace(policy, moment(now_ns));
+    apply_plan(now_ns);
+}
+
+void AllocProbe::finish() {
+    if (!schedule_) return;
+    arm(false, false);
+    schedule_->finish(moment(base::monotonic_ns()));
+    send_windows();
+    publish_figures();
+    notify(base::monotonic_ns(), true);
+}
+
+Moment AllocProbe::moment(std::uint64_t now_ns) const {
+    return {now_ns, tracer_->own_time_ns()};
+}
+
+void AllocProbe::apply_plan(std::uint64_t now_ns) {
+    plan_ = schedule_->step(moment(now_ns));
+    arm(plan_.malloc_armed, plan_.object_armed);
+    send_windows();
+}
+
+void AllocProbe::arm(bool malloc_group, bool object_group) {
+    set_armed(trace::AllocKind::malloc, malloc_group);
+    set_armed(trace::AllocKind::mmap, malloc_group);
+    set_armed(trace::AllocKind::object, object_group);
+}
+
+void AllocProbe::set_armed(trace::AllocKind kind, bool armed) {
+    bool& is_armed = armed_[static_cast<std::size_t>(kind)];
+    if (is_armed == armed) return;
+    is_armed = armed;
+    for (std::size_t i = 0; i < sites_.size(); ++i) {
+        const PlannedSite& planned = sites_[i];
+        if (planned.site.group != kind) continue;
+        if (!armed) {
+            tracer_->remove(planned.address);
+        } else if (!tracer_->plant(planned.address, planned.point.displaced, planned.point.original, i)) {
+            shared_.figures.plant_failures.fetch_add(1, std::memory_order_relaxed);
+        }
+    }
+    for (const Redirect& redirect : map_.redirects) {
+        if (redirect.group != kind) continue;
+        if (armed) {
+            tracer_->redirect(redirect.slot.value(), redirect.original, redirect.alias);
+        } else {
+            tracer_->undo_redirect(redirect.slot.value());
+        }
+    }
+}
+
+void AllocProbe::send_windows() {
+    for (const trace::Window& window : schedule_->take_closed()) {
+        TraceEvent event;
+        event.type = TraceEventType::window;
+        event.kind = window.kind;
+        event.window = window.id;
+        event.time_ns = window.start_ns;
+        event.address = window.end_ns;
+        event.own_ns = window.own_ns;
+        event.span_own_ns = window.span_own_ns;
+        send(event, {});
+    }
+}
+
+std::uint64_t AllocProbe::on_time(std::uint64_t now_ns, bool& keep_running) {
+    shared_.heartbeat_ns.store(now_ns, std::memory_order_relaxed);
+    if (shared_.finish_asked.load(std::memory_order_acquire) != 0) keep_running = false;
+    if (getppid() == 1)
+        keep_running = false;  // refined by whoever started this process: see trace_process.cpp
+    if (keep_running && now_ns >= plan_.wake_ns) apply_plan(now_ns);
+    notify(now_ns, false);
+    constexpr std::uint64_t kPublishNs = 20'000'000;
+    if (now_ns - published_ns_ > kPublishNs) {
+        published_ns_ = now_ns;
+        publish_figures();
+    }
+    return plan_.wake_ns;
+}
+
+bool AllocProbe::wants_null_trap() {
+    return schedule_->wants_null_trap();
+}
+
+void AllocProbe::on_null_trap(std::uint64_t thread_ns, std::uint64_t wall_ns) {
+    schedule_->null_trap(thread_ns, wall_ns);
+}
+
+void AllocProbe::on_resumed(std::uint64_t stopped_ns, bool hit) {
+    if (!schedule_) return;
+    if (hit && hit_counts_) {
+        hit_.stopped_ns = stopped_ns;
+        schedule_->hit(hit_);
+    } else {
+        schedule_->other_stop(stopped_ns);
+    }
+    hit_counts_ = false;
+}
+
+void AllocProbe::on_hit(pid_t tid, std::uint64_t address, std::uint64_t tag, const user_regs_struct& regs) {
+    if (tag == kReturnTag) {
+        on_return(tid, address, regs);
+    } else if (tag < sites_.size()) {
+        on_entry(tid, tag, regs);
+        // A site may also be where another call returns to: no compiler does that, so it isn't looked for.
+    }
+}
+
+bool AllocProbe::from_inside(const Site& site, std::uint64_t return_address) const {
+    switch (site.group) {
+        case trace::AllocKind::malloc:
+            return contains(map_.inside_malloc, return_address);
+        case trace::AllocKind::mmap:
+            return contains(map_.inside_mmap, return_address);
+        case trace::AllocKind::object:
+            break;
+    }
+    return false;
+}
+
+void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& regs) {
+    const PlannedSite& planned = sites_[index];
+    const Site& site = planned.site;
+    const std::uint64_t slot = regs.rsp + planned.point.return_slot_bytes;
+    const auto return_address = Tracer::peek(tid, slot);
+    if (!return_address) return;
+    hit_ = {};
+    hit_.kind = site.group;
+    hit_counts_ = true;
+    shared_.figures.hits.fetch_add(1, std::memory_order_relaxed);
+    ThreadCalls& thread = threads_[tid];
+    // glibc's realloc(NULL, n) jumps to malloc: the same call, seen by a second site.
+    const bool passed_on = thread.last.site != index && thread.last.stack_pointer == slot &&
+                           thread.last.return_address == *return_address &&
+                           sites_[thread.last.site].site.kind == SiteKind::reallocate;
+    thread.last = {index, slot, *return_address};
+    drop_stale(thread, slot);
+    if (passed_on || from_inside(site, *return_address)) return;
+
+    if (site.kind == SiteKind::release) {
+        release(tid, argument(site.args.old, regs), 0);
+        return;
+    }
+    if (site.kind == SiteKind::release_range) {
+        release(tid, argument(site.args.old, regs), argument(site.args.size, regs));
+        return;
+    }
+    const auto asked = requested_bytes(site, regs);
+    if (!asked) return;
+    const bool elsewhere = site.limit_bytes != 0 && *asked > site.limit_bytes;
+    std::uint64_t size = *asked;
+    if (site.padding_bytes != 0) size = size > site.padding_bytes ? size - site.padding_bytes : 1;
+    Call call;
+    if (site.kind == SiteKind::reallocate || site.kind == SiteKind::reallocate_mapping) {
+        const std::uint64_t old = argument(site.args.old, regs);
+        if (live_.count(old) != 0 || live_mappings_.count(old) != 0) call.old = old;
+    }
+    const double sampling_bytes = schedule_->sampling_bytes(site.group);
+    if (!elsewhere) {
+        hit_.size_bytes = size;
+        call.kept = (size != 0 || site.kind == SiteKind::allocate) && sampler_.keep(size, sampling_bytes);
+    }
+    if (!call.kept && call.old == 0) return;
+    hit_.sampled = call.kept;
+    call.site = index;
+    call.stack_pointer = slot + 8;
+    call.return_address = *return_address;
+    call.out = argument(site.args.out, regs);
+    call.event.kind = site.group;
+    call.event.tid = tid;
+    call.event.time_ns = tracer_->stop_start_ns();
+    call.event.size_bytes = size;
+    call.event.sampling_bytes = sampling_bytes;
+    call.event.window = schedule_->is_windowed(site.group) ? plan_.window : 0;
+    call.event.caller = *return_address;
+    begin_call(tid, index, regs, std::move(call));
+}
+
+void AllocProbe::begin_call(pid_t tid, std::size_t, const user_regs_struct& regs, Call call) {
+    auto& calls = threads_[tid].calls;
+    if (calls.size() >= kMaxCallsPerThread) {
+        shared_.figures.lost_returns.fetch_add(1, std::memory_order_relaxed);
+        return;
+    }
+    auto point = return_points_.find(call.return_address);
+    if (point == return_points_.end()) {
+        if (return_points_.size() >= kMaxReturnPoints) return_points_.clear();
+        std::array<std::byte, 16> bytes{};
+        const std::size_t got = memory_.read_up_to(base::Address(call.return_address), bytes);
+        if (got == 0 || bytes[0] == std::byte{0xCC}) {
+            shared_.figures.lost_returns.fetch_add(1, std::memory_order_relaxed);
+            return;
+        }
+        point = return_points_
+                    .emplace(call.return_address, ReturnPoint{decode(std::span(bytes).first(got)), bytes[0]})
+                    .first;
+    }
+    if (!tracer_->plant(call.return_address, point->second.displaced, point->second.original, kReturnTag)) {
+        return_points_.erase(point);  // the code there may have changed
+        shared_.figures.lost_returns.fetch_add(1, std::memory_order_relaxed);
+        return;
+    }
+    if (call.kept) read_stack(regs, call);
+    calls.push_back(std::move(call));
+}
+
+void AllocProbe::read_stack(const user_regs_struct& regs, Call& call) {
+    const base::Address state = thread_states_.find(regs.fs_base, tracer_->stop_start_ns());
+    if (state.is_null()) return;
+    raw_.frames.clear();
+    raw_.truncated = raw_.broken = false;
+    if (reader_.walk(state, raw_, true) == python::WalkStatus::gone) {
+        thread_states_.forget(regs.fs_base);
+        return;
+    }
+    call.frames.assign(raw_.frames.begin(), raw_.frames.end());
+    call.event.stack_truncated = raw_.truncated;
+    call.event.stack_broken = raw_.broken;
+}
+
+/// Calls that were left by longjmp or an exception: the thread has its stack pointer above theirs again.
+void AllocProbe::drop_stale(ThreadCalls& thread, std::uint64_t stack_pointer) {
+    while (!thread.calls.empty() && thread.calls.back().stack_pointer <= stack_pointer) {
+        tracer_->remove(thread.calls.back().return_address);
+        thread.calls.pop_back();
+        shared_.figures.lost_returns.fetch_add(1, std::memory_order_relaxed);
+    }
+}
+
+void AllocProbe::on_return(pid_t tid, std::uint64_t address, const user_regs_struct& regs) {
+    const auto thread = threads_.find(tid);
+    if (thread == threads_.end()) return;
+    auto& calls = thread->second.calls;
+    thread->second.last = {};
+    const auto call = std::find_if(calls.rbegin(), calls.rend(), [&](const Call& c) {
+        return c.return_address == address && c.stack_pointer == regs.rsp;
+    });
+    if (call == calls.rend()) return;  // another thread, or an outer call: its turn will come
+    end_call(tid, *call, regs);
+    tracer_->remove(address);
+    calls.erase(std::next(call).base());
+}
+
+void AllocProbe::end_call(pid_t tid, Call& call, const user_regs_struct& regs) {
+    const Site& site = sites_[call.site].site;
+    std::uint64_t block = regs.rax;
+    if (site.kind == SiteKind::allocate_out) {
+        block = regs.rax == 0 ? Tracer::peek(tid, call.out).value_or(0) : 0;
+    }
+    if (block >= kFirstError) block = 0;
+    const bool succeeded = block != 0 || (site.kind == SiteKind::reallocate && call.event.size_bytes == 0);
+    if (succeeded && call.old != 0) release(tid, call.old, 0);
+    if (!call.kept || block == 0) return;
+    call.event.address = block;
+    (site.group == trace::AllocKind::mmap ? live_mappings_[block] : live_[block]) = call.event.size_bytes;
+    shared_.figures.samples.fetch_add(1, std::memory_order_relaxed);
+    send(call.event, call.frames);
+}
+
+/// `size_bytes` 0: the whole block. Blocks that weren't kept are only counted.
+void AllocProbe::release(pid_t tid, std::uint64_t block, std::uint64_t size_bytes) {
+    TraceEvent event;
+    event.type = TraceEventType::free;
+    event.tid = tid;
+    event.time_ns = tracer_->stop_start_ns();
+    event.address = block;
+    if (size_bytes != 0) {  // munmap of one or several mappings, or of a part of one
+        auto mapping = live_mappings_.upper_bound(block);
+        if (mapping != live_mappings_.begin() &&
+            std::prev(mapping)->first + std::prev(mapping)->second > block) {
+            --mapping;
+        }
+        bool known = false;
+        while (mapping != live_mappings_.end() && mapping->first < block + size_bytes) {
+            known = true;
+            const bool whole =
+                block <= mapping->first && mapping->first + mapping->second <= block + size_bytes;
+            mapping = whole ? live_mappings_.erase(mapping) : std::next(mapping);
+        }
+        event.size_bytes = size_bytes;
+        if (known) {
+            send(event, {});
+        } else {
+            shared_.figures.unknown_frees.fetch_add(1, std::memory_order_relaxed);
+        }
+        return;
+    }
+    if (live_.erase(block) != 0 || live_mappings_.erase(block) != 0) {
+        send(event, {});
+    } else if (block != 0) {
+        shared_.figures.unknown_frees.fetch_add(1, std::memory_order_relaxed);
+    }
+}
+
+void AllocProbe::on_thread_end(pid_t tid) {
+    const auto thread = threads_.find(tid);
+    if (thread == threads_.end()) return;
+    for (const Call& call : thread->second.calls) tracer_->remove(call.return_address);
+    threads_.erase(thread);
+}
+
+void AllocProbe::on_child(pid_t child) {
+    TraceEvent event;
+    event.type = TraceEventType::child;
+    event.tid = child;
+    event.time_ns = base::monotonic_ns();
+    send(event, {});
+}
+
+void AllocProbe::on_exec() {
+    armed_ = {};
+    threads_.clear();
+    TraceEvent event;
+    event.type = TraceEventType::exec;
+    event.time_ns = base::monotonic_ns();
+    send(event, {});
+}
+
+bool AllocProbe::on_leader_exit() {
+    if (exit_announced_) return false;
+    exit_announced_ = true;
+    TraceEvent event;
+    event.type = TraceEventType::ending;
+    event.time_ns = base::monotonic_ns();
+    send(event, {});
+    notify(event.time_ns, true);
+    return true;
+}
+
+bool AllocProbe::leader_may_go() {
+    return shared_.exit_drained.load(std::memory_order_acquire) != 0;
+}
+
+void AllocProbe::send(const TraceEvent& event, const std::vector<python::RawFrame>& frames) {
+    shared_.ring.write(event, frames);
+}
+
+void AllocProbe::notify(std::uint64_t now_ns, bool always) {
+    constexpr std::uint64_t kPauseNs = 20'000'000;
+    const std::uint64_t waiting = shared_.ring.waiting_bytes();
+    if (!always && (waiting == 0 || (waiting < TraceRing::kBytes / 8 && now_ns - notified_ns_ < kPauseNs)))
+        return;
+    notified_ns_ = now_ns;
+    const std::uint64_t one = 1;
+    if (::write(notify_fd_, &one, sizeof one) < 0) return;  // full: the reader has been told often enough
+}
+
+void AllocProbe::publish_figures() {
+    const Schedule::Figures figures = schedule_->figures(moment(base::monotonic_ns()));
+    TraceFigures& out = shared_.figures;
+    const StopStats& stats = tracer_->stats();
+    out.stops.store(stats.stops, std::memory_order_relaxed);
+    out.steps.store(stats.steps, std::memory_order_relaxed);
+    out.stopped_ns.store(stats.stopped_ns, std::memory_order_relaxed);
+    out.longest_stop_ns.store(stats.longest_ns, std::memory_order_relaxed);
+    out.null_traps.store(figures.null_traps, std::memory_order_relaxed);
+    out.own_ns.store(static_cast<std::uint64_t>(figures.own_ns), std::memory_order_relaxed);
+    out.hit_wall_ns.store(static_cast<std::uint64_t>(figures.hit_wall_ns), std::memory_order_relaxed);
+    out.hit_cpu_ns.store(static_cast<std::uint64_t>(figures.hit_cpu_ns), std::memory_order_relaxed);
+    out.windows.store(figures.windows, std::memory_order_relaxed);
+    out.cut_windows.store(figures.cut_windows, std::memory_order_relaxed);
+    out.overhead.store(figures.overhead, std::memory_order_relaxed);
+    out.coverage_malloc.store(figures.coverage_malloc, std::memory_order_relaxed);
+    out.coverage_object.store(figures.coverage_object, std::memory_order_relaxed);
+}
+
+}  // namespace memattach::probe

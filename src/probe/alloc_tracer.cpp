@@ -1,0 +1,221 @@
+#include "memattach/probe/alloc_tracer.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "memattach/base/clock.h"
+#include "memattach/base/error.h"
+#include "memattach/probe/text_check.h"
+#include "memattach/process/permission.h"
+#include "memattach/process/proc.h"
+
+namespace memattach::probe {
+namespace {
+
+constexpr std::uint64_t kDrainEveryNs = 50'000'000;
+
+std::uint64_t window_key(std::uint64_t window, trace::AllocKind kind) {
+    return window * 4 + static_cast<std::uint64_t>(kind);
+}
+
+}  // namespace
+
+AllocTracer::AllocTracer(int pid, const python::Runtime& runtime, const process::Memory& memory,
+                         trace::FunctionTable& functions, const AllocProbeOptions& options, AllocSink& sink,
+                         Poller& poller)
+    : pid_(pid), functions_(functions), sink_(sink), poller_(poller), codes_(memory, runtime, functions) {
+    if (const auto refusal = process::find_obstacle(pid)) base::throw_error("{}", refusal->text());
+    sites_ = find_sites(pid, memory, runtime);
+    process_ = std::make_unique<TraceProcess>(pid, runtime, sites_, options);
+    due_ns_ = base::monotonic_ns() + kDrainEveryNs;
+    poller_.add(process_->fd(), *this, 0);
+}
+
+AllocTracer::~AllocTracer() {
+    poller_.remove(process_->fd());
+    process_->stop();
+}
+
+void AllocTracer::drain() {
+    std::uint64_t count = 0;
+    if (::read(process_->fd(), &count, sizeof count) < 0 && errno != EAGAIN) return;
+    TraceEvent event;
+    while (process_->shared().ring.read(event, frames_)) take(event, frames_);
+    deliver(false);
+    if (ending_) process_->shared().exit_drained.store(1, std::memory_order_release);
+}
+
+void AllocTracer::on_time(std::uint64_t now_ns) {
+    due_ns_ = now_ns + kDrainEveryNs;
+    drain();
+}
+
+void AllocTracer::take(const TraceEvent& event, std::vector<python::RawFrame>& frames) {
+    switch (event.type) {
+        case TraceEventType::alloc:
+            take_alloc(event, frames);
+            return;
+        case TraceEventType::free:
+            pending_.emplace_back(
+                trace::Free{event.time_ns, pid_, event.tid, event.address, event.size_bytes});
+            return;
+        case TraceEventType::window:
+            take_window(event);
+            return;
+        case TraceEventType::child:
+            sink_.child_forked(event.tid);
+            return;
+        case TraceEventType::exec:
+            exec_seen_ = true;
+            sink_.exec_seen(pid_);
+            return;
+        case TraceEventType::ending:
+            ending_ = true;
+            return;
+    }
+}
+
+void AllocTracer::take_alloc(const TraceEvent& event, std::vector<python::RawFrame>& frames) {
+    PendingAlloc pending;
+    trace::Alloc& alloc = pending.alloc;
+    alloc.time_ns = event.time_ns;
+    alloc.pid = pid_;
+    alloc.tid = event.tid;
+    alloc.address = event.address;
+    alloc.size_bytes = event.size_bytes;
+    alloc.sampling_bytes = event.sampling_bytes;
+    alloc.window = event.window;
+    alloc.kind = event.kind;
+    if (frames.empty()) {
+        pending.stack = native_stack(event.caller);
+    } else {
+        raw_.frames.swap(frames);
+        raw_.truncated = event.stack_truncated;
+        raw_.broken = event.stack_broken;
+        stack_.clear();
+        codes_.resolve(raw_, stack_, loss_);
+        pending.stack = sink_.intern_stack(stack_);
+    }
+    pending_.emplace_back(pending);
+}
+
+void AllocTracer::take_window(const TraceEvent& event) {
+    trace::Window window;
+    window.id = event.window;
+    window.pid = pid_;
+    window.kind = event.kind;
+    window.start_ns = event.time_ns;
+    window.end_ns = event.address;
+    window.own_ns = event.own_ns;
+    window.span_own_ns = event.span_own_ns;
+    const double fraction =
+        window.span_own_ns == 0
+            ? 1
+            : std::min(1.0, static_cast<double>(window.own_ns) / static_cast<double>(window.span_own_ns));
+    window_fraction_[window_key(window.id, window.kind)] = fraction;
+    // Mappings are armed with the malloc group and share its windows.
+    if (window.kind == trace::AllocKind::malloc) {
+        window_fraction_[window_key(window.id, trace::AllocKind::mmap)] = fraction;
+    }
+    pending_.emplace_back(window);
+}
+
+/// Hands on what is complete, in order. `all`: what still waits for its window at the end is dropped: its
+/// weight is not known.
+void AllocTracer::deliver(bool all) {
+    for (; !pending_.empty(); pending_.pop_front()) {
+        Pending& next = pending_.front();
+        if (auto* pending = std::get_if<PendingAlloc>(&next)) {
+            if (pending->alloc.window != 0) {
+                const auto fraction =
+                    window_fraction_.find(window_key(pending->alloc.window, pending->alloc.kind));
+                if (fraction == window_fraction_.end()) {
+                    if (!all) return;
+                    ++loss_[trace::Loss::lost_events];
+                    continue;
+                }
+                if (fraction->second <= 0) continue;
+                pending->alloc.armed_fraction = fraction->second;
+            }
+            sink_.add(pending->alloc, pending->stack);
+        } else if (const auto* free = std::get_if<trace::Free>(&next)) {
+            sink_.add(*free);
+        } else if (const auto* window = std::get_if<trace::Window>(&next)) {
+            sink_.add(*window);
+        }
+    }
+    if (window_fraction_.size() > 4096) window_fraction_.clear();
+}
+
+std::string AllocTracer::module_of(std::uint64_t address) {
+    constexpr std::uint64_t kReadAgainNs = 1'000'000'000;
+    for (int round = 0; round < 2; ++round) {
+        if (const process::Mapping* mapping = process::find_mapping(maps_, base::Address(address))) {
+            return mapping->path;
+        }
+        const std::uint64_t now_ns = base::monotonic_ns();
+        if (now_ns - maps_read_ns_ < kReadAgainNs) break;
+        maps_read_ns_ = now_ns;
+        maps_ = process::read_maps(pid_);
+    }
+    return {};
+}
+
+/// A thread that runs no Python: what is known is which module asked for the memory.
+AllocSink::StackId AllocTracer::native_stack(std::uint64_t caller) {
+    const std::string module = module_of(caller);
+    const auto found = native_stacks_.find(module);
+    if (found != native_stacks_.end()) return found->second;
+    const trace::Stack stack = {{functions_.intern({"<native>", module, 0, trace::FunctionKind::native}), 0}};
+    const AllocSink::StackId id = sink_.intern_stack(stack);
+    native_stacks_.emplace(module, id);
+    return id;
+}
+
+void AllocTracer::finish() {
+    if (finished_) return;
+    finished_ = true;
+    drain();
+    process_->stop();
+    drain();
+    deliver(true);
+    const PatchTable& patches = process_->shared().patches;
+    std::vector<std::uint64_t> pages;
+    for (std::uint32_t i = 0; i < patches.page_count.load(); ++i) pages.push_back(patches.pages[i].load());
+    if (!exec_seen_ && !ending_) text_verified_ = text_equals_files(pid_, pages);
+    loss_[trace::Loss::lost_events] += process_->shared().ring.lost();
+}
+
+std::uint64_t AllocTracer::samples() const {
+    return process_->shared().figures.samples.load(std::memory_order_relaxed);
+}
+
+AllocTracerStats AllocTracer::stats() const {
+    const TraceFigures& figures = process_->shared().figures;
+    AllocTracerStats out;
+    out.hits = figures.hits.load();
+    out.samples = figures.samples.load();
+    out.unknown_frees = figures.unknown_frees.load();
+    out.stopped_s = static_cast<double>(figures.stopped_ns.load()) / 1e9;
+    out.longest_stop_us = static_cast<double>(figures.longest_stop_ns.load()) / 1e3;
+    out.overhead_pct = 100 * figures.overhead.load();
+    out.coverage_malloc = figures.coverage_malloc.load();
+    out.coverage_object = figures.coverage_object.load();
+    out.text_verified = text_verified_;
+    out.allocator = sites_.malloc_name;
+    if (!sites_.object_name.empty()) out.allocator += " and " + sites_.object_name;
+    out.notes = sites_.notes;
+    out.loss = loss_;
+    if (process_->died()) {
+        out.notes.push_back(fmt::format(
+            "the tracing process was killed; {} places in the target were repaired", process_->repaired()));
+    }
+    if (const auto lost = figures.lost_returns.load(); lost != 0) {
+        out.notes.push_back(fmt::format("{} sampled allocations were not seen to return", lost));
+    }
+    return out;
+}
+
+}  // namespace memattach::probe

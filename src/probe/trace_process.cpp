@@ -1,0 +1,205 @@
+#include "memattach/probe/trace_process.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <new>
+
+#include "memattach/base/clock.h"
+#include "memattach/base/error.h"
+#include "memattach/process/memory.h"
+#include "memattach/process/proc.h"
+#include "tracer_task.h"
+
+namespace memattach::probe {
+namespace {
+
+/// For the handler of fatal signals in the tracing process.
+PatchTable* crash_table = nullptr;
+int crash_memory_fd = -1;
+
+void undo_and_die(int signal) {
+    undo_all_patches(*crash_table, crash_memory_fd, true);
+    ::signal(signal, SIG_DFL);
+    ::raise(signal);
+}
+
+/// The tracing process must outlive whatever ends the others at the terminal, and must not be what the kernel
+/// kills first when memory is short. The last two need privileges and are welcome where there are any.
+void become_durable(pid_t analyser) {
+    setsid();
+    for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGPIPE, SIGTSTP, SIGTTOU, SIGTTIN}) {
+        ::signal(signal, SIG_IGN);
+    }
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, nullptr);
+    prctl(PR_SET_PDEATHSIG, SIGUSR1);
+    if (getppid() != analyser) _exit(0);
+    prctl(PR_SET_NAME, "memattach-trace");
+    setpriority(PRIO_PROCESS, 0, -10);
+    if (const base::UniqueFd score(::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC));
+        score.is_open()) {
+        if (::write(score.get(), "-500", 4) < 0) return;
+    }
+}
+
+void use_dev_null() {
+    const base::UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
+    if (!null.is_open()) return;
+    ::dup2(null.get(), 0);
+    ::dup2(null.get(), 1);
+}
+
+}  // namespace
+
+TraceProcess::TraceProcess(pid_t pid, const python::Runtime& runtime, const SiteMap& sites,
+                           const AllocProbeOptions& options)
+    : pid_(pid) {
+    memory_.reset(::open(fmt::format("/proc/{}/mem", pid).c_str(), O_RDWR | O_CLOEXEC));
+    if (!memory_.is_open()) throw_not_permitted(pid, errno);
+    if (tracer_of(pid, pid) != 0) throw_not_permitted(pid, EPERM);
+    notify_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    int pipe_fds[2] = {-1, -1};
+    if (!notify_.is_open() || ::pipe2(pipe_fds, O_CLOEXEC) != 0) {
+        base::throw_error("can't start tracing: {}", base::errno_text(errno));
+    }
+    alive_.reset(pipe_fds[0]);
+    alive_write_.reset(pipe_fds[1]);
+    void* shared =
+        ::mmap(nullptr, sizeof(TraceShared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared == MAP_FAILED) base::throw_error("can't start tracing: {}", base::errno_text(errno));
+    shared_ = static_cast<TraceShared*>(shared);
+    const pid_t analyser = getpid();
+    shared_->analyser_pid.store(analyser);
+    tracer_ = ::fork();
+    if (tracer_ < 0) {
+        const int error = errno;
+        ::munmap(shared_, sizeof(TraceShared));
+        base::throw_error("can't start the tracing process: {}", base::errno_text(error));
+    }
+    if (tracer_ == 0) {
+        become_durable(analyser);
+        use_dev_null();
+        trace(runtime, sites, options);
+    }
+    alive_write_.reset();
+    pollfd ready{notify_.get(), POLLIN, 0};
+    pollfd both[2] = {ready, {alive_.get(), 0, 0}};
+    while (shared_->state.load(std::memory_order_acquire) == TraceShared::starting) {
+        ::poll(both, 2, 1000);
+        if ((both[1].revents & POLLHUP) != 0) break;
+    }
+    if (shared_->state.load(std::memory_order_acquire) != TraceShared::armed) {
+        ::waitpid(tracer_, nullptr, 0);
+        undo_all_patches(shared_->patches, memory_.get(), true);
+        const std::string error(shared_->error.data());
+        ::munmap(shared_, sizeof(TraceShared));
+        throw base::Error(error.empty() ? fmt::format("tracing process {} failed to start", pid) : error);
+    }
+    watcher_ = std::thread([this] { watch(); });
+}
+
+TraceProcess::~TraceProcess() {
+    stop();
+    ::munmap(shared_, sizeof(TraceShared));
+}
+
+void TraceProcess::trace(const python::Runtime& runtime, const SiteMap& sites,
+                         const AllocProbeOptions& options) {
+    alive_.reset();
+    crash_table = &shared_->patches;
+    crash_memory_fd = memory_.get();
+    for (const int signal : {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL, SIGSYS})
+        ::signal(signal, undo_and_die);
+    const auto fail = [&](const char* text) {
+        std::strncpy(shared_->error.data(), text, shared_->error.size() - 1);
+        std::uint32_t expected = TraceShared::starting;
+        shared_->state.compare_exchange_strong(expected, TraceShared::failed);
+    };
+    const auto tell = [&] {
+        const std::uint64_t one = 1;
+        if (::write(notify_.get(), &one, sizeof one) < 0) return;
+    };
+    try {
+        const process::LiveMemory memory(pid_);
+        AllocProbe probe(pid_, memory, runtime, sites, options, *shared_, notify_.get());
+        Tracer tracer(pid_, shared_->patches, probe);
+        tracer.attach();
+        probe.start(tracer);
+        shared_->state.store(TraceShared::armed, std::memory_order_release);
+        tell();
+        tracer.run();
+        probe.finish();
+        tracer.detach();
+        shared_->state.store(TraceShared::ended, std::memory_order_release);
+    } catch (const std::exception& error) {
+        fail(error.what());
+    }
+    // Where an exception came out of the loop, the tracer's destructor has undone everything already.
+    undo_all_patches(shared_->patches, memory_.get(), true);
+    tell();
+    _exit(0);
+}
+
+/// Sleeps until the tracing process closes its files, which is the first that can be seen of its death.
+void TraceProcess::watch() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, nullptr);
+    setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), -20);
+    char byte = 0;
+    while (::read(alive_.get(), &byte, 1) < 0 && errno == EINTR) {
+    }
+    if (shared_->state.load(std::memory_order_acquire) != TraceShared::ended) {
+        repair();
+        died_.store(true, std::memory_order_release);
+    }
+    const std::uint64_t one = 1;
+    if (::write(notify_.get(), &one, sizeof one) < 0) return;
+}
+
+void TraceProcess::repair() {
+    std::size_t repaired = undo_all_patches(shared_->patches, memory_.get(), false);
+    // Children that were made while it died carry copies of what was changed.
+    for (const int child : process::list_processes()) {
+        const auto stat = process::read_stat(child);
+        if (!stat || stat->parent_pid != pid_) continue;
+        const base::UniqueFd memory(::open(fmt::format("/proc/{}/mem", child).c_str(), O_RDWR | O_CLOEXEC));
+        if (memory.is_open()) undo_all_patches(shared_->patches, memory.get(), false);
+    }
+    ::waitpid(tracer_, nullptr, 0);
+    repaired += undo_all_patches(shared_->patches, memory_.get(), true);
+    repaired_.store(repaired, std::memory_order_release);
+}
+
+void TraceProcess::stop() {
+    if (stopped_) return;
+    stopped_ = true;
+    shared_->finish_asked.store(1, std::memory_order_release);
+    shared_->exit_drained.store(1, std::memory_order_release);
+    constexpr std::uint64_t kPatienceNs = 10'000'000'000;
+    const std::uint64_t start = base::monotonic_ns();
+    pollfd gone{alive_.get(), 0, 0};
+    while (!died()) {
+        ::kill(tracer_, SIGUSR1);
+        if (::poll(&gone, 1, 20) > 0) break;
+        if (base::monotonic_ns() - start > kPatienceNs) {  // it hangs: the watcher repairs what it leaves
+            ::kill(tracer_, SIGKILL);
+            break;
+        }
+    }
+    if (watcher_.joinable()) watcher_.join();
+    ::waitpid(tracer_, nullptr, 0);
+}
+
+}  // namespace memattach::probe

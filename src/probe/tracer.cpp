@@ -1,0 +1,466 @@
+#include "memattach/probe/tracer.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
+#include "memattach/base/clock.h"
+#include "memattach/base/error.h"
+#include "tracer_task.h"
+
+namespace memattach::probe {
+namespace {
+
+constexpr long kThreadOptions =
+    PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACEEXEC;
+/// Only the leader's end is waited for: threads come and go by the thousand.
+constexpr long kLeaderOptions = kThreadOptions | PTRACE_O_TRACEEXIT;
+
+constexpr std::uint64_t kMs = 1'000'000;
+/// How long run() waits at most before it looks around. Signals and timers wake it earlier.
+constexpr std::uint64_t kHeartbeatNs = 50 * kMs;
+constexpr std::uint64_t kHoldExitNs = 500 * kMs;
+constexpr std::uint64_t kSettleNs = 2000 * kMs;
+
+volatile sig_atomic_t woken = 0;
+
+void wake(int) {
+    woken = 1;
+}
+
+void* option_bits(long options) {
+    return reinterpret_cast<void*>(options);  // ptrace() takes every argument as a pointer
+}
+
+void* signal_number(int signal) {
+    return reinterpret_cast<void*>(static_cast<long>(signal));
+}
+
+}  // namespace
+
+Tracer::Tracer(pid_t pid, PatchTable& table, TracerClient& client)
+    : pid_(pid), table_(table), client_(client) {
+    threads_.reserve(256);
+    breakpoints_.reserve(1024);
+    struct sigaction action {};
+    action.sa_handler = wake;  // no SA_RESTART: waitpid has to return
+    for (const int signal : {SIGALRM, SIGUSR1}) sigaction(signal, &action, nullptr);
+    sigevent event{};
+    event.sigev_notify = SIGEV_SIGNAL;
+    event.sigev_signo = SIGALRM;
+    timer_made_ = timer_create(CLOCK_MONOTONIC, &event, &timer_) == 0;
+    if (!timer_made_) base::throw_error("can't create a timer: {}", base::errno_text(errno));
+}
+
+Tracer::~Tracer() {
+    detach();
+    if (timer_made_) timer_delete(timer_);
+}
+
+void Tracer::attach() {
+    char path[64];
+    std::snprintf(path, sizeof path, "/proc/%d/mem", pid_);
+    memory_.reset(::open(path, O_RDWR | O_CLOEXEC));
+    if (!memory_.is_open()) throw_not_permitted(pid_, errno);
+    attached_ = true;
+    seize_all();
+}
+
+/// A thread that is seized traces what it clones, so one pass over /proc that finds nothing new ends it.
+void Tracer::seize_all() {
+    for (bool found = true; found;) {
+        found = false;
+        for (const pid_t tid : tasks_of(pid_)) {
+            if (threads_.count(tid) != 0) continue;
+            const long options = tid == pid_ ? kLeaderOptions : kThreadOptions;
+            if (ptrace(PTRACE_SEIZE, tid, nullptr, option_bits(options)) != 0) {
+                if (errno == ESRCH) continue;
+                // One that was cloned by a seized thread since the directory was read is ours already.
+                if (errno == EPERM && tracer_of(pid_, tid) == getpid()) {
+                    threads_[tid].fresh = true;
+                    found = true;
+                    continue;
+                }
+                throw_not_permitted(pid_, errno);
+            }
+            threads_[tid] = {};
+            found = true;
+        }
+    }
+    if (threads_.empty()) base::throw_error("process {} is gone", pid_);
+}
+
+void Tracer::run() {
+    housekeeping(base::monotonic_ns());
+    while (keep_running_) {
+        int status = 0;
+        const pid_t tid = waitpid(-1, &status, __WALL);
+        stop_start_ns_ = base::monotonic_ns();
+        if (tid > 0) {
+            handle(tid, status);
+        } else if (errno == ECHILD) {
+            gone_ = true;
+            return;
+        }
+        if (woken != 0 || stop_start_ns_ >= due_ns_) housekeeping(stop_start_ns_);
+    }
+}
+
+void Tracer::housekeeping(std::uint64_t now_ns) {
+    woken = 0;
+    const std::uint64_t asked = client_.on_time(now_ns, keep_running_);
+    if (held_leader_ != 0 && (client_.leader_may_go() || now_ns - held_since_ns_ > kHoldExitNs)) {
+        const pid_t leader = held_leader_;
+        held_leader_ = 0;
+        ptrace(PTRACE_CONT, leader, nullptr, nullptr);
+    }
+    if (!orphans_.empty()) release_orphans(now_ns);
+    due_ns_ = std::min(asked, now_ns + (held_leader_ != 0 ? kMs : kHeartbeatNs));
+    set_timer(due_ns_);
+}
+
+/// A signal that arrives just before waitpid doesn't end it; the timer therefore fires again and again until
+/// it is set anew.
+void Tracer::set_timer(std::uint64_t at_ns) {
+    constexpr std::uint64_t kSecond = 1'000 * kMs;
+    itimerspec when{};
+    when.it_value.tv_sec = static_cast<time_t>(at_ns / kSecond);
+    when.it_value.tv_nsec = static_cast<long>(at_ns % kSecond);
+    when.it_interval.tv_nsec = kMs;
+    timer_settime(timer_, TIMER_ABSTIME, &when, nullptr);
+}
+
+void Tracer::handle(pid_t tid, int status) {
+    ++stats_.stops;
+    const auto found = threads_.find(tid);
+    if (WIFEXITED(status) || WIFSIGNALED(status)) {
+        if (tid == pid_) {
+            gone_ = true;
+            keep_running_ = false;
+        }
+        forget(tid);
+        children_.erase(tid);
+        orphans_.erase(tid);
+        return;
+    }
+    if (!WIFSTOPPED(status)) return;
+    if (found == threads_.end()) {
+        handle_unknown(tid, status);
+        return;
+    }
+    Thread& thread = found->second;
+    const int signal = WSTOPSIG(status);
+    const int event = status >> 16;
+    switch (event) {
+        case 0:
+            handle_signal_stop(tid, thread, signal);
+            return;
+        case PTRACE_EVENT_CLONE:
+        case PTRACE_EVENT_FORK:
+        case PTRACE_EVENT_VFORK:
+            handle_new_task(tid, event);
+            resume(tid, 0, true);
+            return;
+        case PTRACE_EVENT_EXEC:
+            if (thread.foreign) {
+                threads_.erase(found);
+            } else {
+                // The other threads are gone, and with them the memory that was changed (fs/exec.c
+                // de_thread()).
+                threads_.clear();
+                for (auto& [address, breakpoint] : breakpoints_) breakpoint.uses = 0;
+                undo_all_patches(table_, -1, true);
+                redirects_.clear();
+                client_.on_exec();
+                keep_running_ = false;
+            }
+            ptrace(PTRACE_DETACH, tid, nullptr, nullptr);
+            return;
+        case PTRACE_EVENT_EXIT:
+            if (tid == pid_ && !detaching_ && client_.on_leader_exit()) {
+                held_leader_ = tid;
+                held_since_ns_ = stop_start_ns_;
+                woken = 1;
+                return;
+            }
+            resume(tid, 0, true);
+            return;
+        case PTRACE_EVENT_STOP:
+            if (thread.fresh) {
+                thread.fresh = false;
+                ptrace(PTRACE_SETOPTIONS, tid, nullptr, option_bits(kThreadOptions));
+            }
+            if ((signal == SIGSTOP || signal == SIGTSTP || signal == SIGTTIN || signal == SIGTTOU) &&
+                !detaching_) {
+                ptrace(PTRACE_LISTEN, tid, nullptr, nullptr);  // stays stopped, as its sender wanted it
+                return;
+            }
+            resume(tid, 0, true);
+            return;
+        default:
+            resume(tid, 0, true);
+            return;
+    }
+}
+
+void Tracer::handle_signal_stop(pid_t tid, Thread& thread, int signal) {
+    if (signal == SIGTRAP) {
+        siginfo_t info{};
+        if (ptrace(PTRACE_GETSIGINFO, tid, nullptr, &info) != 0) return;  // killed meanwhile
+        if (info.si_code == SI_KERNEL) {                                  // int3: arch/x86/kernel/traps.c
+            user_regs_struct regs{};
+            if (ptrace(PTRACE_GETREGS, tid, nullptr, &regs) != 0) return;
+            if (breakpoints_.count(regs.rip - 1) != 0) {
+                handle_breakpoint(tid, thread, regs);
+                return;
+            }
+        }
+    }
+    resume(tid, signal, false);
+}
+
+void Tracer::handle_breakpoint(pid_t tid, Thread& thread, user_regs_struct& regs) {
+    const std::uint64_t address = regs.rip - 1;
+    Breakpoint& breakpoint = breakpoints_.find(address)->second;
+    const auto back_to_start = [&] {
+        regs.rip = address;
+        ptrace(PTRACE_SETREGS, tid, nullptr, &regs);
+        resume(tid, 0, false);
+    };
+    if (breakpoint.uses == 0) {  // removed since: the instruction is whole again
+        back_to_start();
+        return;
+    }
+    if (!thread.foreign && client_.wants_null_trap() && !take_null_trap(tid, address, regs)) return;
+    ++stats_.hits;
+    const user_regs_struct at_breakpoint = [&] {
+        user_regs_struct copy = regs;
+        copy.rip = address;
+        return copy;
+    }();
+    ThreadMemory memory(tid);
+    bool carried_out = false;
+    if (breakpoint.displaced && emulate(*breakpoint.displaced, base::Address(address), regs, memory)) {
+        carried_out = ptrace(PTRACE_SETREGS, tid, nullptr, &regs) == 0;
+    }
+    if (!thread.foreign && thread.skip_hit_at != address) {
+        client_.on_hit(tid, address, breakpoint.tag, at_breakpoint);
+        hit_served_ = true;
+    }
+    thread.skip_hit_at = 0;
+    if (carried_out) {
+        resume(tid, 0, false);
+    } else if (breakpoint.uses == 0) {
+        regs = at_breakpoint;
+        back_to_start();
+    } else if (step(tid, thread, breakpoint, address)) {
+        resume(tid, 0, false);
+    }
+    follow_cpu(tid, stop_start_ns_);
+}
+
+/// Sends the thread back onto the breakpoint. False where something else came in between and has been
+/// handled: the hit will come again.
+bool Tracer::take_null_trap(pid_t tid, std::uint64_t address, user_regs_struct& regs) {
+    const auto before_ns = thread_time_ns(pid_, tid);
+    regs.rip = address;
+    if (ptrace(PTRACE_SETREGS, tid, nullptr, &regs) != 0) return false;
+    const std::uint64_t go_ns = base::monotonic_ns();
+    if (ptrace(PTRACE_CONT, tid, nullptr, nullptr) != 0) return false;
+    int status = 0;
+    pid_t waited = 0;
+    do {
+        waited = waitpid(tid, &status, __WALL);
+    } while (waited < 0 && errno == EINTR);
+    const std::uint64_t back_ns = base::monotonic_ns();
+    if (waited != tid) return false;
+    siginfo_t info{};
+    if (!WIFSTOPPED(status) || status >> 16 != 0 || WSTOPSIG(status) != SIGTRAP ||
+        ptrace(PTRACE_GETSIGINFO, tid, nullptr, &info) != 0 || info.si_code != SI_KERNEL ||
+        ptrace(PTRACE_GETREGS, tid, nullptr, &regs) != 0 || regs.rip != address + 1) {
+        handle(tid, status);
+        return false;
+    }
+    const auto after_ns = thread_time_ns(pid_, tid);
+    if (before_ns && after_ns) client_.on_null_trap(*after_ns - *before_ns, back_ns - go_ns);
+    latency_ns_ = latency_ns_ == 0 ? back_ns - go_ns : (7 * latency_ns_ + (back_ns - go_ns)) / 8;
+    return true;
+}
+
+/// Executes the displaced instruction in place. Meanwhile other threads may pass unseen: a hit is lost, which
+/// is less harm than interrupting the system calls of all of them. Returns false where the thread isn't
+/// stopped any more.
+bool Tracer::step(pid_t tid, Thread& thread, Breakpoint& breakpoint, std::uint64_t address) {
+    ++stats_.steps;
+    user_regs_struct regs{};
+    if (ptrace(PTRACE_GETREGS, tid, nullptr, &regs) != 0) return false;
+    regs.rip = address;
+    ptrace(PTRACE_SETREGS, tid, nullptr, &regs);
+    undo_patch(table_, memory_.get(), breakpoint.patch);
+    remember_removed({address, std::to_integer<std::uint64_t>(breakpoint.original), 0xCC, 1});
+    const auto plant_again = [&] {
+        const auto patch = apply_patch(table_, memory_.get(), address,
+                                       std::to_integer<std::uint64_t>(breakpoint.original), 0xCC, 1);
+        if (patch) {
+            breakpoint.patch = *patch;
+        } else {
+            breakpoint.uses = 0;
+        }
+    };
+    for (int tries = 0; tries < 16; ++tries) {
+        if (ptrace(PTRACE_SINGLESTEP, tid, nullptr, nullptr) != 0) break;
+        int status = 0;
+        pid_t waited = 0;
+        do {
+            waited = waitpid(tid, &status, __WALL);
+        } while (waited < 0 && errno == EINTR);
+        if (waited != tid || !WIFSTOPPED(status)) {
+            plant_again();
+            if (waited == tid) handle(tid, status);
+            return false;
+        }
+        if (status >> 16 != 0) {
+            if (status >> 16 == PTRACE_EVENT_STOP) continue;
+            plant_again();
+            handle(tid,
+                   status);  // a fork or exit can't come from a displaced instruction other than a syscall
+            return false;
+        }
+        siginfo_t info{};
+        ptrace(PTRACE_GETSIGINFO, tid, nullptr, &info);
+        if (WSTOPSIG(status) == SIGTRAP && info.si_code == TRAP_TRACE) break;
+        user_regs_struct now{};
+        if (ptrace(PTRACE_GETREGS, tid, nullptr, &now) == 0 && now.rip == address) {
+            // A signal came first (or the instruction faulted): its handler runs, then the thread is here
+            // again.
+            plant_again();
+            thread.skip_hit_at = address;
+            resume(tid, WSTOPSIG(status), false);
+            return false;
+        }
+        plant_again();
+        handle_signal_stop(tid, thread, WSTOPSIG(status));
+        return false;
+    }
+    plant_again();
+    return true;
+}
+
+void Tracer::forget(pid_t tid) {
+    if (threads_.erase(tid) != 0) client_.on_thread_end(tid);
+    if (held_leader_ == tid) held_leader_ = 0;
+}
+
+void Tracer::resume(pid_t tid, int signal, bool event_stop) {
+    if (detaching_) {
+        user_regs_struct regs{};
+        const bool wait_for_trap =
+            event_stop && ptrace(PTRACE_GETREGS, tid, nullptr, &regs) == 0 && trap_pending(tid, regs);
+        if (!wait_for_trap) {
+            ptrace(PTRACE_DETACH, tid, nullptr, signal_number(signal));
+            forget(tid);
+            return;
+        }
+    }
+    ptrace(PTRACE_CONT, tid, nullptr, signal_number(signal));
+    const std::uint64_t measured_ns = base::monotonic_ns() - stop_start_ns_;
+    client_.on_resumed(measured_ns, hit_served_);
+    hit_served_ = false;
+    const std::uint64_t held_ns = measured_ns + latency_ns_;
+    stats_.stopped_ns += held_ns;
+    stats_.longest_ns = std::max(stats_.longest_ns, held_ns);
+}
+
+/// Whether the thread has executed one of our int3s and the signal for it still waits in its queue, as can be
+/// where another stop came first.
+bool Tracer::trap_pending(pid_t tid, const user_regs_struct& regs) const {
+    if (breakpoints_.count(regs.rip - 1) == 0) return false;
+    __ptrace_peeksiginfo_args args{};
+    args.nr = 16;
+    std::array<siginfo_t, 16> queue{};
+    const long count = ptrace(PTRACE_PEEKSIGINFO, tid, &args, queue.data());
+    for (long i = 0; i < count; ++i) {
+        if (queue[static_cast<std::size_t>(i)].si_signo == SIGTRAP &&
+            queue[static_cast<std::size_t>(i)].si_code == SI_KERNEL) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/// A stop takes 12 to 16 µs where both sides share a processor and up to 100 µs where they don't.
+void Tracer::follow_cpu(pid_t tid, std::uint64_t now_ns) {
+    constexpr std::uint64_t kInterval = 2 * kMs;
+    if (now_ns - cpu_checked_ns_ < kInterval) return;
+    cpu_checked_ns_ = now_ns;
+    const auto cpu = last_cpu_of(pid_, tid);
+    if (!cpu || *cpu == cpu_ || *cpu >= CPU_SETSIZE) return;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(static_cast<std::size_t>(*cpu), &set);
+    if (sched_setaffinity(0, sizeof set, &set) == 0) cpu_ = *cpu;
+}
+
+std::uint64_t Tracer::own_time_ns() const {
+    timespec time{};
+    // The clock of another process: include/linux/posix-timers.h make_process_cpuclock(), CPUCLOCK_SCHED.
+    const auto clock = static_cast<clockid_t>((~static_cast<unsigned>(pid_) << 3) | 2U);
+    if (clock_gettime(clock, &time) != 0) return 0;
+    return static_cast<std::uint64_t>(time.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(time.tv_nsec);
+}
+
+std::optional<std::uint64_t> Tracer::peek(pid_t tid, std::uint64_t address) {
+    errno = 0;
+    const long value = ptrace(PTRACE_PEEKDATA, tid, reinterpret_cast<void*>(address), nullptr);
+    if (value == -1 && errno != 0) return std::nullopt;
+    return static_cast<std::uint64_t>(value);
+}
+
+void Tracer::detach() {
+    if (!attached_) return;
+    attached_ = false;
+    detaching_ = true;
+    undo_all_patches(table_, memory_.get(), true);
+    for (auto& [address, breakpoint] : breakpoints_) breakpoint.uses = 0;
+    redirects_.clear();
+    if (held_leader_ != 0) {
+        ptrace(PTRACE_CONT, held_leader_, nullptr, nullptr);
+        held_leader_ = 0;
+    }
+    // A thread that runs may have executed an int3 that isn't there any more, with nothing to show for it
+    // yet; it is stopped, looked at and released. One that sleeps can't have.
+    const std::uint64_t start = base::monotonic_ns();
+    while (base::monotonic_ns() - start < kSettleNs) {
+        int status = 0;
+        pid_t tid = 0;
+        while ((tid = waitpid(-1, &status, __WALL | WNOHANG)) > 0) {
+            stop_start_ns_ = base::monotonic_ns();
+            handle(tid, status);
+        }
+        if (tid < 0 && errno == ECHILD) return;
+        release_orphans(base::monotonic_ns());
+        bool unsettled = false;
+        for (auto& [id, thread] : threads_) {
+            const char state = state_of(id);
+            if (state == 't') unsettled = true;
+            if (state != 'R') continue;
+            unsettled = true;
+            if (!thread.interrupted) ptrace(PTRACE_INTERRUPT, id, nullptr, nullptr);
+            thread.interrupted = true;
+        }
+        if (!unsettled && orphans_.empty()) return;
+        const timespec pause{0, 100'000};
+        nanosleep(&pause, nullptr);
+    }
+}
+
+}  // namespace memattach::probe

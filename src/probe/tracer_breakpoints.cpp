@@ -1,0 +1,65 @@
+#include "memattach/probe/tracer.h"
+
+namespace memattach::probe {
+namespace {
+
+constexpr std::uint64_t kInt3 = 0xCC;
+
+}  // namespace
+
+bool Tracer::plant(std::uint64_t address, const std::optional<Instruction>& displaced, std::byte original,
+                   std::uint64_t tag) {
+    const auto found = breakpoints_.find(address);
+    if (found != breakpoints_.end() && found->second.uses > 0) {
+        ++found->second.uses;
+        return true;
+    }
+    Breakpoint& breakpoint = breakpoints_[address];
+    breakpoint.displaced = displaced;
+    breakpoint.original = original;
+    breakpoint.tag = tag;
+    const auto patch =
+        apply_patch(table_, memory_.get(), address, std::to_integer<std::uint64_t>(original), kInt3, 1);
+    if (!patch) return false;
+    breakpoint.patch = *patch;
+    breakpoint.uses = 1;
+    return true;
+}
+
+void Tracer::remove(std::uint64_t address) {
+    const auto found = breakpoints_.find(address);
+    if (found == breakpoints_.end() || found->second.uses == 0) return;
+    Breakpoint& breakpoint = found->second;
+    if (--breakpoint.uses > 0) return;
+    undo_patch(table_, memory_.get(), breakpoint.patch);
+    remember_removed({address, std::to_integer<std::uint64_t>(breakpoint.original), kInt3, 1});
+}
+
+bool Tracer::planted(std::uint64_t address) const {
+    const auto found = breakpoints_.find(address);
+    return found != breakpoints_.end() && found->second.uses > 0;
+}
+
+bool Tracer::redirect(std::uint64_t slot, std::uint64_t original, std::uint64_t alias) {
+    if (redirects_.count(slot) != 0) return true;
+    const auto patch = apply_patch(table_, memory_.get(), slot, original, alias, 8);
+    if (!patch) return false;
+    redirects_[slot] = *patch;
+    return true;
+}
+
+void Tracer::undo_redirect(std::uint64_t slot) {
+    const auto found = redirects_.find(slot);
+    if (found == redirects_.end()) return;
+    const PatchTable::Entry& entry = table_.entries[found->second];
+    remember_removed({slot, entry.original.load(), entry.patched.load(), 8});
+    undo_patch(table_, memory_.get(), found->second);
+    redirects_.erase(found);
+}
+
+void Tracer::remember_removed(const Removed& removed) {
+    removed_[removed_next_] = removed;
+    removed_next_ = (removed_next_ + 1) % removed_.size();
+}
+
+}  // namespace memattach::probe
