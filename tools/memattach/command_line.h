@@ -27,7 +27,6 @@ struct ReportCommand {
 /// `memattach dump -p PID`
 struct DumpCommand {
     int pid = 0;
-    bool native = false;
     bool json = false;
     bool no_color = false;
 };

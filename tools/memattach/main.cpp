@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "command_line.h"
+#include "commands.h"
 #include "memattach/base/error.h"
 #include "memattach/base/text.h"
 #include "output_file.h"
@@ -37,7 +38,10 @@ int run(const std::vector<std::string>& arguments) {
         cli::OutputFile("-").write(text->text);
         return 0;
     }
-    base::throw_error("this build can't profile yet");
+    if (const auto* profile = std::get_if<cli::ProfileCommand>(&command)) return cli::run_profile(*profile);
+    if (const auto* dump = std::get_if<cli::DumpCommand>(&command)) return cli::run_dump(*dump);
+    if (const auto* report = std::get_if<cli::ReportCommand>(&command)) return cli::run_report(*report);
+    return cli::run_doctor(std::get<cli::DoctorCommand>(command));
 }
 
 }  // namespace

@@ -180,9 +180,8 @@ TEST_CASE("what is wrong is said in one line with the text at fault") {
 }
 
 TEST_CASE("dump and doctor") {
-    const auto dump = std::get<DumpCommand>(parse_command_line({"dump", "-p", "7", "-n", "--json"}));
+    const auto dump = std::get<DumpCommand>(parse_command_line({"dump", "-p", "7", "--json"}));
     CHECK(dump.pid == 7);
-    CHECK(dump.native);
     CHECK(dump.json);
     const auto doctor = std::get<DoctorCommand>(parse_command_line({"doctor"}));
     CHECK(!doctor.pid);
@@ -199,7 +198,7 @@ TEST_CASE("help and version") {
         CHECK(end - at <= 110);
         at = end + 1;
     }
-    has(std::get<Text>(parse_command_line({"dump", "--help"})).text, "--native");
+    has(std::get<Text>(parse_command_line({"dump", "--help"})).text, "--json");
     has(std::get<Text>(parse_command_line({"--version"})).text, "memattach 0.");
 }
 
