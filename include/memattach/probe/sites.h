@@ -49,6 +49,7 @@ struct Arguments {
     Argument old = Argument::none;    ///< the block that ends
     Argument old_size = Argument::none;  ///< mremap
     Argument out = Argument::none;       ///< posix_memalign
+    Argument flags = Argument::none;     ///< mmap: only MAP_ANONYMOUS (0x20) is memory; a file's pages aren't
 };
 
 /// [start, end)
@@ -99,7 +100,11 @@ struct SiteMap {
     /// is counted already (realloc → malloc), or its own footprint (malloc → mmap, pymalloc's arenas).
     /// Sorted, not overlapping. Per group of the site that was hit.
     std::vector<AddressRange> inside_malloc;  ///< for hits of the malloc group
+    std::vector<AddressRange> inside_object;  ///< for hits of the object group
     std::vector<AddressRange> inside_mmap;    ///< for hits of the mmap group
+    /// mmap group only: private anonymous mappings (flags & 0x22 == 0x22) asked for from here are the
+    /// interpreter's own: arenas, frame stacks.
+    std::vector<AddressRange> interpreter_text;
     /// "glibc", "musl", "jemalloc", "tcmalloc", "mimalloc" or "malloc of <module>"
     std::string malloc_name;
     /// "pymalloc", "pymalloc_debug", "malloc", "malloc_debug", "mimalloc", "hooked"; empty where small
