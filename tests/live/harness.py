@@ -90,9 +90,9 @@ class Python:
 
 
 _ASK = (
-    "import sys, sysconfig;"
-    "print(sys.implementation.name, '%d %d %d' % sys.version_info[:3],"
-    "int(bool(sysconfig.get_config_var('Py_GIL_DISABLED'))))"
+    "import platform, sys, sysconfig;"
+    "print('%s %d %d %d %d' % ((platform.python_implementation(),) + tuple(sys.version_info[:3])"
+    " + (bool(sysconfig.get_config_var('Py_GIL_DISABLED')),)))"
 )
 
 
@@ -103,7 +103,7 @@ def _ask(path, kind, root=""):
         ).stdout.split()
     except (OSError, subprocess.SubprocessError):
         return None
-    if len(said) != 5 or said[0] != "cpython":
+    if len(said) != 5 or said[0] != "CPython":
         return None
     return Python(path, tuple(map(int, said[1:4])), kind, root, said[4] == "1")
 
@@ -359,6 +359,7 @@ class LiveTest(unittest.TestCase):
     """Base of live tests: starts targets, runs memattach, and checks after every test that no target was harmed."""
 
     maxDiff = None
+    binary = MEMATTACH
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -431,6 +432,16 @@ class LiveTest(unittest.TestCase):
         path = f"{directory}/{source.name}"
         command = [*wrap, python.path, *options, path, *map(str, args)]
         return self._start(command, python, path, expect, env, ready)
+
+    def start_any(self, fixture, *args, **kwargs):
+        """start() with a Python of this machine, where it doesn't matter which: the one that runs the test."""
+        return self.start(Python(sys.executable, sys.version_info[:3], "own"), fixture, *args, **kwargs)
+
+    def wait_for_exec(self, target, name):
+        """Until a command started with start_command() runs the program `name`."""
+        while os.path.basename(os.readlink(f"/proc/{target.pid}/exe")) != name:
+            self.assertIsNone(target.process.poll())
+            time.sleep(0.001)
 
     def start_command(self, command, *, python=None, expect=None, env=None, ready=False):
         """Starts any command as a target."""
