@@ -27,6 +27,9 @@ FrameShape::FrameShape(const Layout& layout)
       owner_(layout.frame.owner),
       is_entry_(layout.frame.is_entry),
       tlbc_index_(layout.frame.tlbc_index),
+      running_(layout.running_after_instr == kAbsent ? kAbsent
+                                                     : layout.frame.instr + layout.running_after_instr),
+      running_kind_(layout.running_kind),
       instr_kind_(layout.instr_kind),
       instr_is_pointer_(layout.instr_kind == InstrKind::prev_instr_ptr ||
                         layout.instr_kind == InstrKind::instr_ptr),
@@ -47,6 +50,7 @@ FrameShape::FrameShape(const Layout& layout)
     include(owner_, 1);
     include(is_entry_, 1);
     include(tlbc_index_, 4);
+    include(running_, running_kind_ == RunningKind::stack_top ? 4 : 1);
     if (end_ <= begin_ || end_ - begin_ > kMaxHeaderBytes || previous_ == kAbsent || code_ == kAbsent ||
         instr_ == kAbsent) {
         base::throw_error(
@@ -56,7 +60,8 @@ FrameShape::FrameShape(const Layout& layout)
     const auto relative = [this](Offset& offset) {
         if (offset != kAbsent) offset -= begin_;
     };
-    for (Offset* offset : {&previous_, &code_, &instr_, &owner_, &is_entry_, &tlbc_index_}) relative(*offset);
+    for (Offset* offset : {&previous_, &code_, &instr_, &owner_, &is_entry_, &tlbc_index_, &running_})
+        relative(*offset);
 }
 
 FrameHeader FrameShape::parse(const std::byte* bytes) const {
@@ -71,7 +76,23 @@ FrameHeader FrameShape::parse(const std::byte* bytes) const {
     }
     if (is_entry_ != kAbsent) header.is_entry = load<std::uint8_t>(bytes + is_entry_) != 0;
     if (tlbc_index_ != kAbsent) header.tlbc_index = load<std::int32_t>(bytes + tlbc_index_);
+    header.activity = activity_of(bytes, header.code);
     return header;
+}
+
+Activity FrameShape::activity_of(const std::byte* bytes, std::uint64_t code) const {
+    if (running_kind_ == RunningKind::code_cleared) return code != 0 ? Activity::live : Activity::left;
+    if (running_ == kAbsent) return Activity::unknown;
+    switch (running_kind_) {
+        case RunningKind::executing_flag:
+            return load<std::int8_t>(bytes + running_) != 0 ? Activity::live : Activity::left;
+        case RunningKind::state_zero:
+            return load<std::int8_t>(bytes + running_) == 0 ? Activity::live : Activity::left;
+        case RunningKind::stack_top:
+            return load<std::int32_t>(bytes + running_) < 0 ? Activity::innermost : Activity::unknown;
+        default:
+            return Activity::unknown;
+    }
 }
 
 bool FrameShape::instr_offset(std::uint64_t instr, std::uint64_t bytecode, std::int32_t& offset) const {

@@ -9,6 +9,14 @@
 
 namespace memattach::python {
 
+/// What a frame says of itself.
+enum class Activity : std::uint8_t {
+    unknown,
+    left,       ///< no longer (or not yet) on any stack, though its words are still there
+    live,       ///< on a stack
+    innermost,  ///< on a stack, and the innermost one of its run of the eval loop
+};
+
 /// The few words of an interpreter frame that a walk needs. `instr` is what the version keeps: an offset or a
 /// pointer.
 struct FrameHeader {
@@ -19,6 +27,7 @@ struct FrameHeader {
         0;                  ///< which copy of the bytecode `instr` points into; 0: the code object's own
     bool shim = false;      ///< the interpreter's own trampoline
     bool is_entry = false;  ///< 3.11's flag
+    Activity activity = Activity::unknown;
     bool operator==(const FrameHeader&) const = default;
 };
 
@@ -43,6 +52,8 @@ class FrameShape {
     [[nodiscard]] bool instr_is_pointer() const { return instr_is_pointer_; }
 
   private:
+    [[nodiscard]] Activity activity_of(const std::byte* bytes, std::uint64_t code) const;
+
     std::uint32_t begin_ = 0;
     std::uint32_t end_ = 0;
     Offset previous_;
@@ -51,6 +62,8 @@ class FrameShape {
     Offset owner_;
     Offset is_entry_;
     Offset tlbc_index_;
+    Offset running_;
+    RunningKind running_kind_;
     InstrKind instr_kind_;
     bool instr_is_pointer_;
     bool has_shims_;

@@ -100,10 +100,11 @@ WalkStatus StackReader::walk(base::Address thread_state, RawStack& out, bool sto
         const auto word = impl.memory.read_address(thread_state + impl.runtime.layout.thread.interp);
         interpreter = word ? word->value() : 0;
     }
-    const WalkStatus status = thread.walk(impl.context, impl.gil_of(interpreter), out, stopped, impl.gil_holder);
+    const WalkStatus status =
+        thread.walk(impl.context, impl.gil_of(interpreter), out, stopped, impl.gil_holder);
     if (status == WalkStatus::no_frames || status == WalkStatus::gone) {
         out.frames.clear();
-        out.truncated = out.broken = out.skid = out.unchanged = false;
+        out.truncated = out.broken = out.unchanged = false;
         out.unchanged_frames = 0;
         return status;
     }

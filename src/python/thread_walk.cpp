@@ -9,15 +9,19 @@ namespace memattach::python {
 namespace {
 
 constexpr std::size_t kMaxTries = 4;
-constexpr std::size_t kMaxDiscoveries = 3;
+constexpr std::size_t kMaxPlans = 4;
 constexpr std::size_t kMaxReads = 16;
 /// Shims come on top of the frames that count.
 constexpr std::size_t kMaxChain = 2 * trace::kMaxStackDepth + 2;
 constexpr std::uint64_t kPageBytes = 4096;
 constexpr std::uint64_t kReplanEveryWalks = 128;
-/// The third frame is looked at twice as well where it lies this near: that is the caller once the innermost
-/// returns.
-constexpr std::uint64_t kNearBytes = 1024;
+/// How many of the innermost frames are looked at twice: the first three in any case, further ones and those
+/// of recent calls where they lie this near, so that they come with the same piece; two far ones, a piece
+/// each.
+constexpr std::size_t kMaxAgain = 6;
+constexpr std::size_t kAlwaysAgain = 3;
+constexpr std::size_t kMaxFarAgain = 2;
+constexpr std::uint64_t kNearBytes = 1536;
 
 template <typename T>
 T load(const std::byte* bytes) {
@@ -98,12 +102,26 @@ void ThreadWalk::plan(const WalkContext& context, std::uint64_t top) {
     const std::uint64_t slack_from = top + begin + context.frames.bytes();
     window_.plan(addresses_, context.frames.bytes(), slack_from);
 
-    addresses_.clear();
-    for (std::size_t i = 0; i < chain_.size() && i < 3; ++i) {
-        const std::uint64_t distance = top > chain_[i] ? top - chain_[i] : chain_[i] - top;
-        if (i == 2 && distance > kNearBytes) break;
-        addresses_.push_back(chain_[i] + begin);
+    // Looked at twice: the innermost ones, and where frames inside and beside of them were lately.
+    planned_top_ = top;
+    again_addresses_.clear();
+    const auto near = [top](std::uint64_t address) {
+        return (top > address ? top - address : address - top) <= kNearBytes;
+    };
+    for (std::size_t i = 0; i < chain_.size() && i < kMaxAgain; ++i) {
+        if (i < kAlwaysAgain || near(chain_[i])) again_addresses_.push_back(chain_[i]);
     }
+    std::size_t far = 0;
+    for (const RecentTop& recent : recent_tops_) {
+        if (recent.address == 0 || walks_ - recent.walk >= 2 * kReplanEveryWalks) continue;
+        if (std::find(again_addresses_.begin(), again_addresses_.end(), recent.address) !=
+            again_addresses_.end()) {
+            continue;
+        }
+        if (near(recent.address) || ++far <= kMaxFarAgain) again_addresses_.push_back(recent.address);
+    }
+    addresses_.clear();
+    for (const std::uint64_t address : again_addresses_) addresses_.push_back(address + begin);
     again_.plan(addresses_, context.frames.bytes(), slack_from);
 }
 
@@ -143,18 +161,21 @@ bool ThreadWalk::read(const WalkContext& context, const std::optional<GilPlace>&
         const bool locked = gil->locked == kAbsent || load<std::int32_t>(place + gil->locked) == 1;
         if (holder != 0 && locked) holder_ = base::Address(holder);
     }
-    return arrived == pieces_.size();
+    return arrived >= needed + (stopped ? 0 : again_.piece_count());
 }
 
-/// Follows the links from `top` on within what was read.
-ThreadWalk::Chain ThreadWalk::follow(const WalkContext& context, std::uint64_t top, RawStack& out) {
+/// Follows the links from `top` on within what was read: in the first look, or in the second one as far as
+/// the first frame that is the same in both, and from there on in the first.
+ThreadWalk::Chain ThreadWalk::follow(const WalkContext& context, std::uint64_t top, Looks looks,
+                                     RawStack& out) {
     const FrameShape& shape = context.frames;
     const bool all_enter = !shape.has_entry_flag() && !shape.has_shims();
     out.frames.clear();
-    out.truncated = out.broken = out.skid = false;
+    out.truncated = out.broken = false;
     chain_.clear();
     copies_.clear();
     std::size_t hint = 0;
+    std::size_t hint_again = 0;
     std::uint64_t mark = 0;  // Brent: an earlier address to meet again in a cycle
     std::size_t next_mark = 8;
     for (std::uint64_t address = top; address != 0;) {
@@ -164,8 +185,16 @@ ThreadWalk::Chain ThreadWalk::follow(const WalkContext& context, std::uint64_t t
             break;
         }
         const std::byte* bytes = window_.find(address + shape.begin(), shape.bytes(), hint);
-        if (bytes == nullptr) return Chain::missing;
-        const FrameHeader header = shape.parse(bytes);
+        FrameHeader header;
+        if (looks == Looks::second) {
+            const auto again = seen_again(context, address, hint_again);
+            if (!again) return Chain::unanchored;
+            header = *again;
+            if (bytes != nullptr && shape.parse(bytes) == header) looks = Looks::first;
+        } else {
+            if (bytes == nullptr) return Chain::missing;
+            header = shape.parse(bytes);
+        }
         if (header.previous == address || address == mark) return Chain::senseless;
         chain_.push_back(address);
         if (chain_.size() == next_mark) {
@@ -225,38 +254,83 @@ bool ThreadWalk::discover(const WalkContext& context, std::uint64_t top) {
     return !chain_.empty();
 }
 
-/// What became of the innermost frame and its caller between the look before the current-frame word and the
-/// one after.
-ThreadWalk::Looks ThreadWalk::compare_looks(const WalkContext& context) const {
+std::optional<FrameHeader> ThreadWalk::seen_again(const WalkContext& context, std::uint64_t address,
+                                                  std::size_t& hint) const {
+    const FrameShape& shape = context.frames;
+    const std::byte* bytes = again_.find(address + shape.begin(), shape.bytes(), hint);
+    if (bytes == nullptr) return std::nullopt;
+    return shape.parse(bytes);
+}
+
+/// Which frame was the innermost one at the moment of the second look, as the frames themselves tell. The
+/// current-frame word was read a third of a microsecond before, and calls can be shorter than that.
+std::optional<std::uint64_t> ThreadWalk::innermost_at_second_look(const WalkContext& context) const {
+    struct Seen {
+        std::uint64_t address;
+        FrameHeader header;
+    };
+    std::array<Seen, kMaxAgain + kMaxRecentTops + 1> seen;
+    std::size_t count = 0;
+    std::size_t hint = 0;
+    const auto look = [&](std::uint64_t address) {
+        const auto header = seen_again(context, address, hint);
+        if (header) seen[count++] = {address, *header};
+    };
+    look(word_);
+    if (count == 0 || seen[0].header.shim) return std::nullopt;
+    for (const std::uint64_t address : again_addresses_) {
+        if (address != word_) look(address);
+    }
+    const auto runs = [](const Seen& frame) {
+        return !frame.header.shim && frame.header.activity >= Activity::live;
+    };
+    const auto has_caller_of = [&](std::uint64_t address) {
+        return std::any_of(seen.begin(), seen.begin() + count, [&](const Seen& other) {
+            return runs(other) && other.header.previous == address;
+        });
+    };
+    if (runs(seen[0]) && !has_caller_of(word_)) return word_;
+    // It has called another or has returned: whichever of its nearest relations is innermost now.
+    const std::uint64_t caller = seen[0].header.previous;
+    std::optional<std::uint64_t> innermost;
+    for (std::size_t i = 1; i < count; ++i) {
+        const Seen& frame = seen[i];
+        if (!runs(frame) || has_caller_of(frame.address)) continue;
+        const bool related = frame.header.previous == word_ || frame.address == caller ||
+                             (caller != 0 && frame.header.previous == caller) || caller == 0;
+        if (!related) continue;
+        if (innermost) return std::nullopt;
+        innermost = frame.address;
+    }
+    return innermost;
+}
+
+/// Whether the frame that the word named, and its caller, were the same in both looks, and where they were.
+/// For frames that don't tell whether they run: this one did, in between.
+bool ThreadWalk::stood_still(const WalkContext& context, std::uint64_t top) const {
     const FrameShape& shape = context.frames;
     std::size_t hint = 0;
     std::size_t hint_again = 0;
-    Looks result = Looks::same;
-    for (std::size_t i = 0; i < chain_.size() && i < 2; ++i) {
-        const std::uint64_t from = chain_[i] + shape.begin();
-        const std::byte* first = window_.find(from, shape.bytes(), hint);
-        const std::byte* second = again_.find(from, shape.bytes(), hint_again);
-        if (first == nullptr || second == nullptr) return Looks::not_seen;
-        const FrameHeader before = shape.parse(first);
-        const FrameHeader after = shape.parse(second);
-        if (before.code != after.code || before.previous != after.previous || before.shim != after.shim) {
-            return Looks::other;
-        }
+    for (std::uint64_t address = top, depth = 0; address != 0 && depth < 2; ++depth) {
+        const std::byte* bytes = window_.find(address + shape.begin(), shape.bytes(), hint);
+        const auto after = seen_again(context, address, hint_again);
+        if (bytes == nullptr || !after) return false;
+        FrameHeader before = shape.parse(bytes);
         // The innermost frame's own instruction moves all the time; its caller's stands still.
-        if (i == 1 && before.instr != after.instr) result = Looks::moved_on;
+        if (depth == 0) before.instr = after->instr;
+        if (before != *after) return false;
+        address = before.previous;
     }
-    return result;
+    return true;
 }
 
 WalkStatus ThreadWalk::walk(const WalkContext& context, const std::optional<GilPlace>& gil, RawStack& out,
                             bool stopped, std::optional<base::Address>& gil_holder) {
     gil_holder.reset();
     ++walks_;
-    std::uint64_t top = 0;  // whose stack is told, once the first look has named it
     std::size_t tries = 0;
-    std::size_t discoveries = 0;
-    bool moved = false;
-    bool kept = false;
+    std::size_t plans = 0;
+    bool torn = false;  // `out` holds a first look that is good for want of a better one
     Chain chain = Chain::missing;
     for (std::size_t reads = 0; reads < kMaxReads && tries < kMaxTries; ++reads) {
         if (!read(context, gil, stopped)) {
@@ -277,65 +351,54 @@ WalkStatus ThreadWalk::walk(const WalkContext& context, const std::optional<GilP
             if (cframe_ == 0) return WalkStatus::no_frames;
             continue;
         }
-        if (top == 0) {
-            top = word_;
-            gil_holder = holder_;
-            if (top == 0) return WalkStatus::no_frames;
+        if (reads == 0 || !gil_holder) gil_holder = holder_;
+        if (word_ == 0) return WalkStatus::no_frames;
+
+        std::uint64_t top = word_;
+        RawStack& into = torn ? spare_ : out;
+        bool sure = stopped;
+        if (stopped) {
+            chain = follow(context, top, Looks::first, into);
+        } else if (const auto innermost = innermost_at_second_look(context)) {
+            top = *innermost;
+            sure = true;
+            chain = follow(context, top, Looks::second, into);
+        } else {
+            sure = stood_still(context, top);
+            chain = follow(context, top, Looks::first, into);
         }
-        moved = moved || word_ != top;
-        chain = follow(context, top, out);
-        if (chain == Chain::missing) {
-            if (++discoveries <= kMaxDiscoveries && discover(context, top)) {
-                remember_top(top);
-                plan(context, top);
-                continue;
-            }
-            if (moved && !kept) top = 0;  // it is gone for good: tell what runs now
-            ++tries;
-            continue;
-        }
-        if (stopped) break;
-        if (chain == Chain::senseless) {
-            // A frame that was left (3.14+ clears the code then) or is being made, or forged ones.
-            if (++tries == kMaxTries - 1 && moved && !kept) top = 0;
-            continue;
-        }
-        const Looks looks = compare_looks(context);
-        if (looks == Looks::same && word_ == top) {
-            kept = false;
-            moved = false;
+        if (chain == Chain::complete && sure) {
+            if (torn) std::swap(out, spare_);
+            torn = false;
+            if (top != planned_top_) remember_top(top);
+            if (walks_ % kReplanEveryWalks == 0) plan(context, top);
             break;
         }
-        if (looks == Looks::not_seen) {
-            plan(context, top);
-            if (++discoveries > kMaxDiscoveries) ++tries;
-            continue;
+        if (chain == Chain::complete && !torn) torn = true;
+        const bool known_place = chain != Chain::missing && planned_top_ == word_;
+        if (!known_place && plans < kMaxPlans) {
+            // Frames where none were before: look for them there the next time.
+            ++plans;
+            if (chain == Chain::complete || discover(context, word_)) {
+                remember_top(word_);
+                plan(context, word_);
+                continue;
+            }
         }
-        moved = true;
-        if (!kept || (looks == Looks::moved_on && !kept_.skid && word_ == top)) {
-            kept = true;
-            out.skid = looks == Looks::moved_on && word_ == top;
-            std::swap(out, kept_);
-            std::swap(copies_, kept_copies_);
-        }
-        if (++tries == kMaxTries - 1 && kept_.skid) break;
+        ++tries;
     }
-    if (kept) {
-        std::swap(out, kept_);
-        std::swap(copies_, kept_copies_);
-        moved = !out.skid;
-    } else if (chain != Chain::complete) {
-        out.broken = true;
-    }
+    if (torn) return WalkStatus::torn;
+    if (chain != Chain::complete) out.broken = true;
     if (out.frames.empty() && !out.broken) return WalkStatus::no_frames;
-    if (walks_ % kReplanEveryWalks == 0 && chain == Chain::complete) plan(context, top);
-    return moved ? WalkStatus::torn : WalkStatus::consistent;
+    return stopped || chain == Chain::complete ? WalkStatus::consistent : WalkStatus::torn;
 }
 
 void ThreadWalk::forget_places() {
     window_.clear();
     again_.clear();
     chain_.clear();
+    again_addresses_.clear();
+    planned_top_ = 0;
     recent_tops_ = {};
     cframe_ = 0;
 }

@@ -89,14 +89,22 @@ class ThreadWalk {
     [[nodiscard]] std::span<const Copy> copies() const { return copies_; }
 
   private:
-    enum class Chain : std::uint8_t { complete, missing, senseless };
+    enum class Chain : std::uint8_t {
+        complete,
+        missing,     ///< a frame lies outside of what was read
+        unanchored,  ///< the second look didn't reach down to a frame that had stayed as it was
+        senseless,
+    };
+    enum class Looks : std::uint8_t { first, second };
 
     void plan(const WalkContext& context, std::uint64_t top);
     bool read(const WalkContext& context, const std::optional<GilPlace>& gil, bool stopped);
-    Chain follow(const WalkContext& context, std::uint64_t top, RawStack& out);
+    Chain follow(const WalkContext& context, std::uint64_t top, Looks looks, RawStack& out);
     [[nodiscard]] bool discover(const WalkContext& context, std::uint64_t top);
-    enum class Looks : std::uint8_t { same, moved_on, other, not_seen };
-    [[nodiscard]] Looks compare_looks(const WalkContext& context) const;
+    [[nodiscard]] std::optional<std::uint64_t> innermost_at_second_look(const WalkContext& context) const;
+    [[nodiscard]] bool stood_still(const WalkContext& context, std::uint64_t top) const;
+    [[nodiscard]] std::optional<FrameHeader> seen_again(const WalkContext& context, std::uint64_t address,
+                                                        std::size_t& hint) const;
     void remember_top(std::uint64_t top);
     void forget_places();
 
@@ -105,18 +113,20 @@ class ThreadWalk {
     std::uint64_t cframe_ = 0;
     std::uint64_t walks_ = 0;
 
-    FrameWindow window_;                ///< all frames
-    FrameWindow again_;                 ///< the innermost ones once more
+    FrameWindow window_;  ///< all frames
+    FrameWindow again_;   ///< the innermost ones once more
+    std::vector<std::uint64_t> again_addresses_;
+    std::uint64_t planned_top_ = 0;
     std::vector<std::uint64_t> chain_;  ///< addresses of the frames followed last, shims too, innermost first
     struct RecentTop {
         std::uint64_t address = 0;
         std::uint64_t walk = 0;
     };
-    std::array<RecentTop, 4> recent_tops_{};
+    static constexpr std::size_t kMaxRecentTops = 6;
+    std::array<RecentTop, kMaxRecentTops> recent_tops_{};
     std::vector<Copy> copies_;
-    RawStack last_;  ///< what the last walk told
-    RawStack kept_;  ///< the best of the tries so far
-    std::vector<Copy> kept_copies_;
+    RawStack last_;   ///< what the last walk told
+    RawStack spare_;  ///< a further try, while a torn one is kept
 
     // What the last read() brought.
     ThreadShape::Head head_;

@@ -7,25 +7,35 @@ namespace memattach::python {
 namespace {
 
 /// What no offset tells. One row a minor version; later ones are taken to be like the newest.
-/// enum _frameowner: 3.11–3.13 Include/internal/pycore_frame.h, 3.14+ pycore_interpframe_structs.h.
-/// Stackref tags: Include/internal/pycore_stackref.h, Py_TAG_BITS, at most 3 in every build.
+/// What follows the instruction in a frame: f_lineno, f_iblock, then f_executing or f_state (3.8–3.10,
+/// frameobject.h); stacktop (3.11–3.13, pycore_frame.h). 3.14+ clear f_executable in clear_thread_frame
+/// (Python/ceval.c). enum _frameowner: 3.11–3.13 Include/internal/pycore_frame.h, 3.14+
+/// pycore_interpframe_structs.h. Stackref tags: Include/internal/pycore_stackref.h, Py_TAG_BITS, at most 3 in
+/// every build.
 struct VersionRow {
     int minor;
     InstrKind instr_kind;
     LineTableKind line_table_kind;
     std::uint32_t owner_generator, owner_shim, owner_cstack;
     std::uint64_t stackref_tag_mask;
+    RunningKind running_kind;
+    Offset running_after_instr;
 };
 
 constexpr VersionRow kRows[] = {
-    {8, InstrKind::lasti_bytes, LineTableKind::lnotab, kAbsent, kAbsent, kAbsent, 0},
-    {9, InstrKind::lasti_bytes, LineTableKind::lnotab, kAbsent, kAbsent, kAbsent, 0},
-    {10, InstrKind::lasti_units, LineTableKind::linetable_310, kAbsent, kAbsent, kAbsent, 0},
-    {11, InstrKind::prev_instr_ptr, LineTableKind::locations, 1, kAbsent, kAbsent, 0},
-    {12, InstrKind::prev_instr_ptr, LineTableKind::locations, 1, 3, kAbsent, 0},
-    {13, InstrKind::instr_ptr, LineTableKind::locations, 1, 3, kAbsent, 0},
-    {14, InstrKind::instr_ptr, LineTableKind::locations, 1, 3, 4, 3},
-    {15, InstrKind::instr_ptr, LineTableKind::locations, 1, 3, kAbsent, 3},
+    {8, InstrKind::lasti_bytes, LineTableKind::lnotab, kAbsent, kAbsent, kAbsent, 0,
+     RunningKind::executing_flag, 12},
+    {9, InstrKind::lasti_bytes, LineTableKind::lnotab, kAbsent, kAbsent, kAbsent, 0,
+     RunningKind::executing_flag, 12},
+    {10, InstrKind::lasti_units, LineTableKind::linetable_310, kAbsent, kAbsent, kAbsent, 0,
+     RunningKind::state_zero, 12},
+    {11, InstrKind::prev_instr_ptr, LineTableKind::locations, 1, kAbsent, kAbsent, 0, RunningKind::stack_top,
+     8},
+    {12, InstrKind::prev_instr_ptr, LineTableKind::locations, 1, 3, kAbsent, 0, RunningKind::stack_top, 8},
+    {13, InstrKind::instr_ptr, LineTableKind::locations, 1, 3, kAbsent, 0, RunningKind::stack_top, 8},
+    {14, InstrKind::instr_ptr, LineTableKind::locations, 1, 3, 4, 3, RunningKind::code_cleared, kAbsent},
+    {15, InstrKind::instr_ptr, LineTableKind::locations, 1, 3, kAbsent, 3, RunningKind::code_cleared,
+     kAbsent},
 };
 
 /// Upper bounds for structures; real ones stay below a quarter of them.
@@ -53,6 +63,8 @@ void apply_version(const Version& version, bool /*free_threaded*/, Layout& layou
         if (candidate.minor <= version.minor) row = &candidate;
     layout.instr_kind = row->instr_kind;
     layout.line_table_kind = row->line_table_kind;
+    layout.running_kind = row->running_kind;
+    layout.running_after_instr = row->running_after_instr;
     layout.owner_generator = row->owner_generator;
     layout.owner_shim = row->owner_shim;
     layout.owner_cstack = row->owner_cstack;

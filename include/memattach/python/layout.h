@@ -34,6 +34,16 @@ enum class InstrKind : std::uint8_t {
                      ///< reader
 };
 
+/// How a frame itself says whether it is running: a frame that has just been left keeps its place and most of
+/// its words, and a reader that doesn't stop the target must tell the two apart.
+enum class RunningKind : std::uint8_t {
+    unknown,
+    executing_flag,  ///< 3.8, 3.9: char f_executing, not 0 from the eval loop's begin to its end
+    state_zero,      ///< 3.10: signed char f_state, 0 (FRAME_EXECUTING) likewise
+    stack_top,  ///< 3.11–3.13: int stacktop, −1 in the innermost frame of each eval loop, else at least 0
+    code_cleared,  ///< 3.14+: the code object's reference is cleared when the frame is left
+};
+
 /// Which encoding co_linetable / co_lnotab has.
 enum class LineTableKind : std::uint8_t {
     lnotab,         ///< 3.8, 3.9: co_lnotab, signed line deltas
@@ -123,6 +133,9 @@ struct Layout {
 
     InstrKind instr_kind = InstrKind::lasti_bytes;
     LineTableKind line_table_kind = LineTableKind::lnotab;
+    RunningKind running_kind = RunningKind::unknown;
+    /// Where that word lies, from the start of frame.instr on.
+    Offset running_after_instr = kAbsent;
     /// Values of `owner`: which frames are the interpreter's own trampolines and not anybody's code. kAbsent:
     /// none such.
     std::uint32_t owner_generator = kAbsent;

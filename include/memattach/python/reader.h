@@ -38,9 +38,6 @@ struct RawStack {
     std::vector<RawFrame> frames;
     bool truncated = false;  ///< there were more
     bool broken = false;     ///< a frame could not be read or made no sense: those outside of it are missing
-    /// The functions are certain, but the caller of the innermost one moved on to another instruction while
-    /// it was looked at, on every try: that frame's line may be up to a microsecond off.
-    bool skid = false;
     /// All frames and flags are those of the last walk() of this thread. Whoever remembers what that one
     /// became can use it again, as long as CodeCache::resolve() sees the stack a few times a second (code
     /// objects die, and others are born at their addresses).
@@ -49,23 +46,31 @@ struct RawStack {
     std::uint32_t unchanged_frames = 0;
 };
 
-/// How sure a walk is. The target runs on while it is read, so each system call reads the innermost two
-/// frames, then the thread's current-frame word, then those two frames again, and the outer frames just
-/// before.
+/// How sure a walk is. The target runs on while it is read. Each system call reads all frames (the first
+/// look), then the thread's current-frame word, then the innermost frames once more (the second look), a
+/// third of a microsecond apart; neighbouring frames are copied within some ten nanoseconds of each other.
+///
+/// Measured against the same walks of a thread that was stopped for each (3.9, 3.11, 3.13; a loop over
+/// functions that do next to nothing, and one without calls): functions that last 100 ns and more get their
+/// share within the noise of 4,000 samples; of the time in functions like `def f(x): return x`, some 10 ns a
+/// call, about half goes to the caller instead (1 to 3 % of all samples of a program that does nothing else);
+/// torn 0.0 %.
 enum class WalkStatus : std::uint8_t {
-    /// The word named the innermost frame, and that frame and its caller were the same functions, linked in
-    /// the same
-    /// way, before and after: the stack was this one at that moment. What can't be seen is a frame that made
-    /// way for
-    /// another call of the same function from the same place in between.
+    /// The stack of the moment of the second look: its innermost frame said of itself that it ran (see
+    /// Layout::running_kind) and no other one ran inside of it, and the frames were followed outwards to one
+    /// that was
+    /// the same, down to its instruction, in both looks; those outside of that one come from the first. Or,
+    /// where
+    /// frames can't say: the frame that the word named was the same before and after, and so was its caller's
+    /// instruction. What can't be seen is a stack that was left and entered anew at the same instructions
+    /// meanwhile.
     consistent,
-    /// On every try the innermost frame had become another function's by the second look. `out` holds the
-    /// frames that
-    /// stood in the place that the first look's word named, each properly linked to the next, read within a
-    /// few
-    /// microseconds of it: use it, and count it. Dropping it would leave out code that makes short calls: it
-    /// is torn
-    /// in proportion to how often it calls.
+    /// No try found that. `out` holds what the first look of the first try showed: properly linked frames,
+    /// but the
+    /// innermost ones may be of two moments up to a microsecond apart, or one may be missing. Use it, and
+    /// count it:
+    /// leaving it out would leave out code that makes short calls, which is torn more often the shorter they
+    /// are.
     torn,
     no_frames,  ///< the thread runs no Python code now
     gone,       ///< the thread state can't be read or isn't this thread's any more

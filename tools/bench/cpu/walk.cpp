@@ -54,7 +54,6 @@ void dump(const std::vector<python::ThreadState>& threads, python::StackReader& 
 struct Totals {
     std::uint64_t walks = 0;
     std::uint64_t torn = 0;
-    std::uint64_t skid = 0;
     std::uint64_t unchanged = 0;
     std::uint64_t none = 0;
     std::uint64_t frames = 0;
@@ -108,7 +107,6 @@ int main(int argc, char** argv) try {
             totals.torn += status == python::WalkStatus::torn ? 1 : 0;
             totals.none +=
                 status == python::WalkStatus::no_frames || status == python::WalkStatus::gone ? 1 : 0;
-            totals.skid += raw.skid ? 1 : 0;
             totals.unchanged += raw.unchanged ? 1 : 0;
             totals.frames += raw.frames.size();
             if (i % 10 == 0) kept.push_back(raw);
@@ -135,11 +133,10 @@ int main(int argc, char** argv) try {
                resolve_ns / walks / per_read);
     fmt::print("walks/s                 {:6.0f}\n", walks / walk_elapsed_ns * 1e9);
     fmt::print(
-        "torn {:.3f} %, skid {:.3f} %, unchanged {:.1f} %, no frames {:.1f} %, unreadable {}, {} distinct "
+        "torn {:.3f} %, unchanged {:.1f} %, no frames {:.1f} %, unreadable {}, {} distinct "
         "stacks\n",
-        100 * static_cast<double>(totals.torn) / walks, 100 * static_cast<double>(totals.skid) / walks,
-        100 * static_cast<double>(totals.unchanged) / walks, 100 * static_cast<double>(totals.none) / walks,
-        losses[trace::Loss::unreadable_stacks], seen.size());
+        100 * static_cast<double>(totals.torn) / walks, 100 * static_cast<double>(totals.unchanged) / walks,
+        100 * static_cast<double>(totals.none) / walks, losses[trace::Loss::unreadable_stacks], seen.size());
     return 0;
 } catch (const base::Error& error) {
     fmt::print(stderr, "walk: {}\n", error.what());
