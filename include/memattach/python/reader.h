@@ -123,8 +123,8 @@ class StackReader {
 class CodeCache {
   public:
     struct Options {
-        std::uint64_t trust_changed_ns = 10'000'000;     ///< frames that weren't in the thread's last stack
-        std::uint64_t trust_unchanged_ns = 250'000'000;  ///< frames that were
+        std::uint64_t trust_changed_ns = 1'000'000;     ///< frames that weren't in the thread's last stack
+        std::uint64_t trust_unchanged_ns = 50'000'000;  ///< frames that were
         std::size_t max_codes = 65'536;                  ///< more than that are forgotten and read again
     };
     CodeCache(const process::Memory& memory, const Runtime& runtime, trace::FunctionTable& table);
