@@ -6,6 +6,7 @@
 
 #include "memattach/profile/cells.h"
 #include "memattach/profile/hotspots.h"
+#include "memattach/profile/ledger.h"
 #include "memattach/profile/rows.h"
 
 namespace memattach::profile {
@@ -17,6 +18,7 @@ struct Builder::Impl {
     CellTable cells;
     RowMaker::ThreadNames thread_names;
     std::vector<TimelinePoint> timeline;
+    Ledger ledger;
 
     [[nodiscard]] CellId cell(StackId stack, std::int32_t pid, std::int32_t tid) {
         return cells.find(stack, pid, options.by_thread ? tid : 0);
@@ -24,7 +26,7 @@ struct Builder::Impl {
 };
 
 Builder::Builder(const trace::FunctionTable& functions, const BuildOptions& options)
-    : impl_(std::make_unique<Impl>(Impl{functions, options, {}, {}, {}, {}})) {}
+    : impl_(std::make_unique<Impl>(Impl{functions, options, {}, {}, {}, {}, Ledger(options.start_ns)})) {}
 
 Builder::~Builder() = default;
 
@@ -36,11 +38,26 @@ void Builder::add(const trace::CpuSample& sample, StackId stack) {
     impl_->cells.at(impl_->cell(stack, sample.pid, sample.tid)).cpu.add(sample);
 }
 
+void Builder::add(const trace::Alloc& alloc, StackId stack) {
+    if (impl_->options.memory) impl_->ledger.add(alloc, impl_->cell(stack, alloc.pid, alloc.tid));
+}
+
+void Builder::add(const trace::Free& free) {
+    if (impl_->options.memory) impl_->ledger.add(free);
+}
+
+void Builder::add(const trace::Window& window) {
+    if (impl_->options.memory) impl_->ledger.add(window);
+}
+
 void Builder::add(const TimelinePoint& point) {
     // Ten points a second for an hour; then every other one goes, and so on.
     constexpr std::size_t kMaxPoints = 36'000;
     std::vector<TimelinePoint>& timeline = impl_->timeline;
     timeline.push_back(point);
+    if (impl_->options.memory && !point.live_bytes) {
+        timeline.back().live_bytes = std::max(0.0, impl_->ledger.live_now());
+    }
     if (timeline.size() < kMaxPoints) return;
     for (std::size_t i = 0; 2 * i < timeline.size(); ++i) timeline[i] = timeline[2 * i];
     timeline.resize(timeline.size() / 2);
@@ -59,9 +76,18 @@ Profile Builder::finish(const Target& target, const Session& session, const Tota
     for (std::size_t i = 0; i < impl_->functions.size(); ++i) {
         profile.function_table.push_back(impl_->functions.at(static_cast<trace::FunctionId>(i)));
     }
+    const Ledger::Result memory =
+        impl_->options.memory ? impl_->ledger.evaluate(impl_->options.start_ns +
+                                                       static_cast<std::uint64_t>(session.duration_s * 1e9))
+                              : Ledger::Result{};
+    const AllWindowTimes& times = impl_->ledger.window_times();
+    const double memory_s = memory.duration_ns * 1e-9;
+    std::vector<const MemoryFigures*> memory_of(impl_->cells.all().size());
+    for (const auto& [cell, figures] : memory.cells) memory_of[static_cast<std::size_t>(cell)] = &figures;
     RowMaker rows(impl_->functions, impl_->stacks, impl_->options);
-    for (const Cell& cell : impl_->cells.all()) {
-        rows.add(cell);
+    for (std::size_t i = 0; i < impl_->cells.all().size(); ++i) {
+        const Cell& cell = impl_->cells.all()[i];
+        rows.add(cell, memory_of[i]);
         StackRow row;
         impl_->stacks.read(cell.stack, row.frames);
         row.pid = cell.pid;
@@ -72,9 +98,23 @@ Profile Builder::finish(const Target& target, const Session& session, const Tota
         row.system_samples = cell.cpu.system;
         row.gil_samples = cell.cpu.gil;
         row.wait_samples = cell.cpu.wait;
+        if (impl_->options.memory) {
+            static const MemoryFigures kNothing;
+            const MemoryFigures& figures = memory_of[i] ? *memory_of[i] : kNothing;
+            Figures f;
+            RowMaker::write_memory(f, figures, times, memory_s);
+            row.alloc_bytes = f.alloc_bytes;
+            row.alloc_variance = figures.alloc.uncertainty(times).variance;
+            row.alloc_count = f.alloc_count;
+            row.freed_bytes = f.freed_bytes;
+            row.live_bytes = f.live_bytes;
+            row.peak_bytes = f.peak_bytes;
+            row.temporary_bytes = f.temporary_bytes;
+        }
         profile.stacks.push_back(std::move(row));
     }
-    rows.write(profile, impl_->thread_names);
+    rows.write(profile, impl_->thread_names, times, memory_s);
+    if (impl_->options.memory) profile.totals.unknown_frees = impl_->ledger.unknown_frees();
     if (profile.totals.cpu_s == 0 && session.rate_hz > 0) {
         profile.totals.cpu_s = static_cast<double>(profile.totals.cpu_samples) / session.rate_hz;
     }

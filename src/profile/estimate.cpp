@@ -36,4 +36,107 @@ double normal_cdf(double z) {
     return 0.5 * std::erfc(-z / std::sqrt(2.0));
 }
 
+void WindowTimes::add(const trace::Window& window) {
+    const auto span = static_cast<double>(std::max(window.span_own_ns, window.own_ns));
+    span_ns[group_of(window.id)] += span;
+    all_span_ns += span;
+    own_ns += static_cast<double>(window.own_ns);
+}
+
+double WindowTimes::fraction() const {
+    return all_span_ns > 0 ? std::clamp(own_ns / all_span_ns, 1e-6, 1.0) : 1;
+}
+
+SampleSum& SampleSum::operator=(const SampleSum& other) {
+    if (this != &other) {
+        SampleSum copy;
+        copy += other;
+        *this = std::move(copy);
+    }
+    return *this;
+}
+
+void SampleSum::add(double value, double kept, trace::AllocKind kind, std::uint64_t window) {
+    value_ += value;
+    ++samples_;
+    const double variance = value * value * (1 - kept);
+    if (window == 0) {
+        kept_variance_ += variance;
+        return;
+    }
+    std::unique_ptr<Windowed>& windowed = windowed_.at(static_cast<std::size_t>(kind));
+    if (!windowed) windowed = std::make_unique<Windowed>();
+    windowed->kept_variance += variance;
+    windowed->by_group[group_of(window)] += value;
+}
+
+SampleSum& SampleSum::operator+=(const SampleSum& other) {
+    value_ += other.value_;
+    kept_variance_ += other.kept_variance_;
+    samples_ += other.samples_;
+    for (std::size_t kind = 0; kind < kAllocKinds; ++kind) {
+        if (!other.windowed_[kind]) continue;
+        if (!windowed_[kind]) windowed_[kind] = std::make_unique<Windowed>();
+        windowed_[kind]->kept_variance += other.windowed_[kind]->kept_variance;
+        for (std::size_t g = 0; g < kWindowGroups; ++g) {
+            windowed_[kind]->by_group[g] += other.windowed_[kind]->by_group[g];
+        }
+    }
+    return *this;
+}
+
+void SampleSum::scale(double factor) {
+    value_ *= factor;
+    kept_variance_ *= factor * factor;
+    for (const std::unique_ptr<Windowed>& windowed : windowed_) {
+        if (!windowed) continue;
+        windowed->kept_variance *= factor * factor;
+        for (double& sum : windowed->by_group) sum *= factor;
+    }
+}
+
+SampleSum::Uncertainty SampleSum::uncertainty(const AllWindowTimes& times) const {
+    Uncertainty result;
+    result.samples = samples_;
+    result.variance = kept_variance_;
+    double spread_of_variance = 0;  // Σ variance² / freedom, as Satterthwaite adds them up
+    for (std::size_t kind = 0; kind < kAllocKinds; ++kind) {
+        if (!windowed_[kind]) continue;
+        const Windowed& windowed = *windowed_[kind];
+        const WindowTimes& time = times[kind];
+        double sum = 0;
+        double groups = 0;
+        double groups_hit = 0;
+        for (std::size_t g = 0; g < kWindowGroups; ++g) {
+            sum += windowed.by_group[g];
+            if (time.span_ns[g] > 0) ++groups;
+            if (windowed.by_group[g] != 0) ++groups_hit;
+        }
+        double between = sum * sum;  // one group says nothing about how they differ
+        if (groups > 1) {
+            between = 0;
+            for (std::size_t g = 0; g < kWindowGroups; ++g) {
+                if (!(time.span_ns[g] > 0)) continue;
+                const double off = windowed.by_group[g] - sum * time.span_ns[g] / time.all_span_ns;
+                between += off * off / time.span_ns[g];
+            }
+            between *= time.all_span_ns / (groups - 1);
+        }
+        const double of_windows = (1 - time.fraction()) * std::max(0.0, between - windowed.kept_variance);
+        result.variance += windowed.kept_variance + of_windows;
+        spread_of_variance += of_windows * of_windows / std::max(1.0, groups_hit - 1);
+    }
+    if (spread_of_variance > 0) {
+        result.freedom = std::max(1.0, result.variance * result.variance / spread_of_variance);
+    }
+    return result;
+}
+
+double SampleSum::Uncertainty::half_width95() const {
+    if (!(variance > 0)) return 0;
+    // The score interval of a Poisson count is wider than n ± z√n by z²/4 under the root.
+    const double few = 1 + kZ95 * kZ95 / (4 * static_cast<double>(std::max<std::uint64_t>(samples, 1)));
+    return student_t95(freedom) * std::sqrt(variance * few);
+}
+
 }  // namespace memattach::profile

@@ -71,13 +71,17 @@ RowMaker::FunctionSums& RowMaker::function_at(trace::FunctionId function) {
     return function_sums_[row];
 }
 
-void RowMaker::add(const Cell& cell) {
+void RowMaker::add(const Cell& cell, const MemoryFigures* memory) {
     const std::uint64_t seen_by = ++cells_seen_;
-    const auto add_self = [&](Sums& sums) { sums.self += cell.cpu; };
+    const auto add_self = [&](Sums& sums) {
+        sums.self += cell.cpu;
+        if (memory) sums.memory += *memory;
+    };
     const auto add_total = [&](Sums& sums) {
         if (sums.seen_by == seen_by) return;  // recursion: a stack counts once
         sums.seen_by = seen_by;
         sums.total_samples += cell.cpu.samples;
+        if (memory) sums.total_alloc += memory->alloc.value();
     };
 
     add_self(all_);
@@ -87,7 +91,8 @@ void RowMaker::add(const Cell& cell) {
         const trace::Frame& frame = stack_[*charged];
         Line& line = line_at(path_of(frame.function), frame.line, frame.function);
         add_self(line.sums);
-        const std::uint64_t weight = cell.cpu.samples + cell.cpu.wait;
+        const std::uint64_t weight =
+            cell.cpu.samples + cell.cpu.wait + (memory ? memory->alloc.samples() : 0);
         if (weight > line.function_weight) {
             line.function = frame.function;
             line.function_weight = weight;
@@ -115,8 +120,33 @@ void RowMaker::add(const Cell& cell) {
     }
 }
 
-Figures RowMaker::figures_of(const Sums& sums) const {
+void RowMaker::write_memory(Figures& f, const MemoryFigures& memory, const AllWindowTimes& times,
+                            double duration_s) {
+    const double alloc = memory.alloc.value();
+    const double live = std::max(0.0, memory.live.value());
+    f.alloc_bytes = alloc;
+    f.alloc_ci95 = memory.alloc.uncertainty(times).half_width95();
+    f.alloc_count = memory.alloc_count;
+    f.live_bytes = live;
+    f.live_ci95 = memory.live.uncertainty(times).half_width95();
+    f.live_unconfirmed_bytes = memory.unconfirmed;
+    f.freed_bytes = std::max(0.0, alloc - live);
+    f.peak_bytes = std::max(0.0, memory.peak);
+    f.temporary_bytes = memory.temporary;
+    if (duration_s >= 1) {
+        f.growth_bytes_per_min = memory.growth.value();
+        f.growth_ci95 = memory.growth.uncertainty(times).half_width95();
+    }
+}
+
+Figures RowMaker::figures_of(const Sums& sums, const Measured& measured) const {
     Figures f;
+    if (options_.memory) {
+        write_memory(f, sums.memory, measured.times, measured.duration_s);
+        f.alloc_total_bytes = sums.total_alloc;
+        const double all = all_.memory.alloc.value();
+        f.memory_pct = all > 0 ? 100 * *f.alloc_bytes / all : 0;
+    }
     if (options_.cpu) {
         const CpuCounts& self = sums.self;
         f.cpu_samples = self.samples;
@@ -134,9 +164,10 @@ Figures RowMaker::figures_of(const Sums& sums) const {
     return f;
 }
 
-void RowMaker::write_files(Profile& profile) const {
+void RowMaker::write_files(Profile& profile, const Measured& measured) const {
     std::vector<std::size_t> file_of(paths_.size(), ~std::size_t{0});
     std::vector<Sums> sums;
+    std::vector<LeakCandidate> candidates;
     for (const Line& line : lines_) {
         if (file_of[line.path] == ~std::size_t{0}) {
             file_of[line.path] = profile.files.size();
@@ -150,22 +181,30 @@ void RowMaker::write_files(Profile& profile) const {
         LineRow row;
         row.line = line.line;
         row.function = line.function == kNoFunction ? paths_[line.path] : functions_.at(line.function).name;
-        row.figures = figures_of(line.sums);
+        row.figures = figures_of(line.sums, measured);
         const bool has_source = line.line > 0 && line.function != kNoFunction &&
                                 functions_.at(line.function).kind == trace::FunctionKind::python;
         if (has_source && options_.source_line) row.code = options_.source_line(file.path, line.line);
+        if (options_.memory && line.sums.memory.alloc.samples() > 0 && line.function != kNoFunction) {
+            candidates.push_back({file.path, row.function, row.code, row.line, &line.sums.memory});
+        }
         file.lines.push_back(std::move(row));
         sums[file_of[line.path]].self += line.sums.self;
+        sums[file_of[line.path]].memory += line.sums.memory;
     }
     for (std::size_t i = 0; i < profile.files.size(); ++i) {
         FileRow& file = profile.files[i];
-        file.figures = figures_of(sums[i]);
+        file.figures = figures_of(sums[i], measured);
         // Lines call each other: a file's total is not the sum of its lines'.
         file.figures.cpu_total_pct.reset();
+        file.figures.alloc_total_bytes.reset();
         std::sort(file.lines.begin(), file.lines.end(), [](const LineRow& a, const LineRow& b) {
             return a.line != b.line ? a.line < b.line : a.function < b.function;
         });
     }
+    profile.leaks =
+        find_leaks(candidates, measured.times,
+                   {measured.duration_s, options_.memory_limit_bytes, profile.totals.rss_end_bytes});
     std::stable_sort(profile.files.begin(), profile.files.end(), [](const FileRow& a, const FileRow& b) {
         const double ca = cost(a.figures);
         const double cb = cost(b.figures);
@@ -173,10 +212,10 @@ void RowMaker::write_files(Profile& profile) const {
     });
 }
 
-void RowMaker::write_functions(Profile& profile) const {
+void RowMaker::write_functions(Profile& profile, const Measured& measured) const {
     for (const FunctionSums& function : function_sums_) {
         const trace::Function& f = functions_.at(function.function);
-        profile.functions.push_back({f.name, f.file, f.first_line, figures_of(function.sums)});
+        profile.functions.push_back({f.name, f.file, f.first_line, figures_of(function.sums, measured)});
     }
     std::stable_sort(profile.functions.begin(), profile.functions.end(),
                      [](const FunctionRow& a, const FunctionRow& b) {
@@ -187,18 +226,34 @@ void RowMaker::write_functions(Profile& profile) const {
                      });
 }
 
-void RowMaker::write(Profile& profile, const ThreadNames& names) const {
-    write_files(profile);
-    write_functions(profile);
+void RowMaker::write_totals(Profile& profile, const Measured& measured) const {
+    Totals& totals = profile.totals;
+    totals.cpu_samples = all_.self.samples;
+    if (!options_.memory) return;
+    Figures f;
+    write_memory(f, all_.memory, measured.times, measured.duration_s);
+    totals.alloc_bytes = f.alloc_bytes;
+    totals.alloc_ci95 = f.alloc_ci95;
+    totals.alloc_count = f.alloc_count;
+    totals.freed_bytes = f.freed_bytes;
+    totals.live_bytes = f.live_bytes;
+    totals.peak_bytes = f.peak_bytes;
+}
+
+void RowMaker::write(Profile& profile, const ThreadNames& names, const AllWindowTimes& times,
+                     double duration_s) const {
+    const Measured measured{times, duration_s};
+    write_totals(profile, measured);
+    write_files(profile, measured);
+    write_functions(profile, measured);
     for (const ThreadSums& thread : threads_) {
         const auto name = names.by_id.find(ThreadNames::key_of(thread.pid, thread.tid));
-        profile.threads.push_back(
-            {thread.pid, thread.tid, name == names.by_id.end() ? "" : name->second, figures_of(thread.sums)});
+        profile.threads.push_back({thread.pid, thread.tid, name == names.by_id.end() ? "" : name->second,
+                                   figures_of(thread.sums, measured)});
     }
     std::stable_sort(
         profile.threads.begin(), profile.threads.end(),
         [](const ThreadRow& a, const ThreadRow& b) { return cost(a.figures) > cost(b.figures); });
-    profile.totals.cpu_samples = all_.self.samples;
 }
 
 }  // namespace memattach::profile

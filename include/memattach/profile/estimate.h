@@ -1,7 +1,19 @@
 /// The mathematics of the intervals, apart from where the numbers come from.
+///
+/// Two things are random about a sampled sum of bytes. Which allocations were kept: each independently with
+/// probability p = 1 − exp(−size/R), so that Σ W²(1−p) over the kept ones estimates its variance, W being
+/// what one stands for. And, where a kind of site is armed in windows only, which stretches of time were
+/// looked at: allocations of one window come together, so that part is estimated from how much the sums of 32
+/// groups of windows differ (random groups; Wolter, Introduction to Variance Estimation, ch. 2), less the
+/// share of time that was looked at anyway (finite population correction).
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <memory>
+#include <optional>
+
+#include "memattach/trace/events.h"
 
 namespace memattach::profile {
 
@@ -16,5 +28,69 @@ inline constexpr double kZ95 = 1.959963984540054;
 
 /// P(Z ≤ z) of the standard normal distribution.
 [[nodiscard]] double normal_cdf(double z);
+
+inline constexpr std::size_t kWindowGroups = 32;
+inline constexpr std::size_t kAllocKinds = 3;
+
+/// Windows that follow each other are of different groups, so that each group sees the whole session.
+[[nodiscard]] constexpr std::size_t group_of(std::uint64_t window) {
+    return static_cast<std::size_t>(window % kWindowGroups);
+}
+
+/// How much of the target's own time the windows of each group of one kind stand for.
+struct WindowTimes {
+    std::array<double, kWindowGroups> span_ns{};
+    double own_ns = 0;
+    double all_span_ns = 0;
+
+    void add(const trace::Window& window);
+    /// Share of time that was looked at, of the time in which the kind went by windows; 1 where it never did.
+    [[nodiscard]] double fraction() const;
+};
+using AllWindowTimes = std::array<WindowTimes, kAllocKinds>;
+
+/// A sum over sampled blocks that knows its variance.
+class SampleSum {
+  public:
+    SampleSum() = default;
+    SampleSum(const SampleSum& other) { *this += other; }
+    SampleSum& operator=(const SampleSum& other);
+    SampleSum(SampleSum&&) noexcept = default;
+    SampleSum& operator=(SampleSum&&) noexcept = default;
+    ~SampleSum() = default;
+
+    /// `value` is what the sample stands for, `kept` the probability p. window 0: its kind was armed all the
+    /// time then.
+    void add(double value, double kept, trace::AllocKind kind, std::uint64_t window);
+    /// A part that is known with this variance, by itself.
+    void add_known(double value, double variance) {
+        value_ += value;
+        kept_variance_ += variance;
+    }
+    SampleSum& operator+=(const SampleSum& other);
+    void scale(double factor);
+
+    [[nodiscard]] double value() const { return value_; }
+    [[nodiscard]] std::uint64_t samples() const { return samples_; }
+
+    struct Uncertainty {
+        double variance = 0;
+        double freedom = 1e9;  ///< degrees of freedom of the variance's own estimate
+        std::uint64_t samples = 0;
+        [[nodiscard]] double half_width95() const;
+    };
+    [[nodiscard]] Uncertainty uncertainty(const AllWindowTimes& times) const;
+
+  private:
+    struct Windowed {
+        double kept_variance = 0;
+        std::array<double, kWindowGroups> by_group{};
+    };
+
+    double value_ = 0;
+    double kept_variance_ = 0;  ///< of samples outside of windows
+    std::uint64_t samples_ = 0;
+    std::array<std::unique_ptr<Windowed>, kAllocKinds> windowed_;
+};
 
 }  // namespace memattach::profile

@@ -1,12 +1,15 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "memattach/profile/builder.h"
 #include "memattach/profile/cells.h"
+#include "memattach/profile/leaks.h"
+#include "memattach/profile/ledger.h"
 #include "memattach/profile/profile.h"
 #include "memattach/profile/user_code.h"
 
@@ -18,7 +21,8 @@ class RowMaker {
   public:
     RowMaker(const trace::FunctionTable& functions, const StackTable& stacks, const BuildOptions& options);
 
-    void add(const Cell& cell);
+    /// `memory`: what the ledger has of the cell; null: nothing.
+    void add(const Cell& cell, const MemoryFigures* memory);
 
     struct ThreadNames {
         std::unordered_map<std::uint64_t, std::string> by_id;  ///< key_of(pid, tid)
@@ -27,13 +31,21 @@ class RowMaker {
                    static_cast<std::uint32_t>(tid);
         }
     };
-    /// Fills files, functions, threads, and the CPU part of totals.
-    void write(Profile& profile, const ThreadNames& names) const;
+    /// Fills files, functions, threads, leaks, and those of the totals that rows are parts of. `times` and
+    /// `duration_s` are the ledger's.
+    void write(Profile& profile, const ThreadNames& names, const AllWindowTimes& times,
+               double duration_s) const;
+
+    /// The memory figures of a row.
+    static void write_memory(Figures& figures, const MemoryFigures& memory, const AllWindowTimes& times,
+                             double duration_s);
 
   private:
     struct Sums {
         CpuCounts self;
+        MemoryFigures memory;
         std::uint64_t total_samples = 0;
+        double total_alloc = 0;
         std::uint64_t seen_by = 0;  ///< the last cell that was added to the totals, plus one
     };
     struct Line {
@@ -57,9 +69,14 @@ class RowMaker {
     Line& line_at(std::uint32_t path, std::uint32_t line, trace::FunctionId function);
     Line& pseudo_line(const char* path);
     FunctionSums& function_at(trace::FunctionId function);
-    [[nodiscard]] Figures figures_of(const Sums& sums) const;
-    void write_files(Profile& profile) const;
-    void write_functions(Profile& profile) const;
+    struct Measured {
+        const AllWindowTimes& times;
+        double duration_s;
+    };
+    [[nodiscard]] Figures figures_of(const Sums& sums, const Measured& measured) const;
+    void write_files(Profile& profile, const Measured& measured) const;
+    void write_functions(Profile& profile, const Measured& measured) const;
+    void write_totals(Profile& profile, const Measured& measured) const;
 
     const trace::FunctionTable& functions_;
     const StackTable& stacks_;
@@ -72,9 +89,9 @@ class RowMaker {
     std::unordered_map<std::string, std::uint32_t> path_ids_;
     std::vector<std::uint32_t> path_by_function_;
     std::unordered_map<std::uint64_t, std::uint32_t> line_ids_;
-    std::vector<Line> lines_;
+    std::deque<Line> lines_;
     std::vector<std::uint32_t> function_rows_;
-    std::vector<FunctionSums> function_sums_;
+    std::deque<FunctionSums> function_sums_;
     std::vector<ThreadSums> threads_;
     Sums all_;
     std::uint64_t cells_seen_ = 0;

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "memattach/profile/ledger.h"
+#include "memattach/profile/profile.h"
+
+namespace memattach::profile {
+
+struct LeakCandidate {
+    std::string path, function, code;
+    std::uint32_t line = 0;
+    const MemoryFigures* memory = nullptr;
+};
+
+struct LeakContext {
+    double duration_s = 0;
+    std::optional<double> limit_bytes;  ///< the memory limit, and
+    std::optional<double> rss_bytes;    ///< what the process has of it now
+};
+
+/// Lines that keep more and more memory, fastest first, at most ten. A line is a suspect where
+///  - its live bytes grow over the session, and the interval of that slope excludes zero;
+///  - they still grow in the second half and the last quarter (a cache that has filled up doesn't; what goes
+///  up and
+///    down has a slope that its own scatter explains);
+///  - blocks from the first three quarters survive (where only young blocks live, the line is busy, not
+///  leaking);
+///  - and, where ends could be missed, enough of the time was watched that they would have shown.
+/// Sessions under five seconds have no suspects: all memory is young.
+[[nodiscard]] std::vector<Leak> find_leaks(const std::vector<LeakCandidate>& candidates,
+                                           const AllWindowTimes& times, const LeakContext& context);
+
+}  // namespace memattach::profile

@@ -1,0 +1,160 @@
+#include "memattach/profile/leaks.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace memattach::profile {
+namespace {
+
+constexpr double kLeastDuration_s = 5;
+constexpr std::size_t kMostSuspects = 10;
+constexpr double kLeastConfidence = 0.8;
+
+struct Slope {
+    double bytes_per_min = 0;
+    double standard_error = 0;  ///< from the scatter around the line, correlated as it is
+    std::size_t points = 0;
+};
+
+/// Least squares through the slots between two moments (shares of the session).
+Slope slope_between(const MemoryFigures& memory, double duration_s, double from, double to) {
+    const double slot_s = memory.slot_ns * 1e-9;
+    std::vector<double> x;
+    std::vector<double> y;
+    for (std::size_t i = 0; i < TimeSlots::kSlots; ++i) {
+        const double start = slot_s * static_cast<double>(i);
+        const double end = std::min(start + slot_s, duration_s);
+        if (start < from * duration_s - slot_s / 2 || end > to * duration_s + slot_s / 2) continue;
+        if (end - start < slot_s / 2) continue;
+        x.push_back((start + end) / 2);
+        y.push_back(static_cast<double>(memory.live_in_slot[i]));
+    }
+    Slope slope;
+    slope.points = x.size();
+    const double n = static_cast<double>(x.size());
+    if (x.size() < 3) return slope;
+    double mean_x = 0;
+    double mean_y = 0;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        mean_x += x[i] / n;
+        mean_y += y[i] / n;
+    }
+    double xx = 0;
+    double xy = 0;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        xx += (x[i] - mean_x) * (x[i] - mean_x);
+        xy += (x[i] - mean_x) * (y[i] - mean_y);
+    }
+    const double b = xy / xx;
+    double squares = 0;
+    double neighbours = 0;
+    double before = 0;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        const double residual = y[i] - mean_y - b * (x[i] - mean_x);
+        squares += residual * residual;
+        if (i > 0) neighbours += residual * before;
+        before = residual;
+    }
+    const double correlation = squares > 0 ? std::clamp(neighbours / squares, 0.0, 0.9) : 0;
+    slope.bytes_per_min = 60 * b;
+    slope.standard_error = 60 * std::sqrt(squares / (n - 2) / xx * (1 + correlation) / (1 - correlation));
+    return slope;
+}
+
+/// Sampled blocks born between two moments (shares of the session), and how many of them live.
+struct Cohort {
+    double born = 0, alive = 0;
+};
+Cohort cohort(const MemoryFigures& memory, double duration_s, double from, double to) {
+    Cohort result;
+    const double slot_s = memory.slot_ns * 1e-9;
+    for (std::size_t i = 0; i < TimeSlots::kSlots; ++i) {
+        const double middle = slot_s * (static_cast<double>(i) + 0.5);
+        if (middle < from * duration_s || middle >= to * duration_s) continue;
+        result.born += static_cast<double>(memory.born_in_slot[i]);
+        result.alive += static_cast<double>(memory.surviving_of_slot[i]);
+    }
+    return result;
+}
+
+std::string megabytes(double bytes) {
+    return fmt::format("{:+.1f} MB", bytes / 1e6);
+}
+
+std::optional<Leak> judge(const LeakCandidate& candidate, const AllWindowTimes& times,
+                          const LeakContext& context) {
+    const MemoryFigures& memory = *candidate.memory;
+    const double t = context.duration_s;
+    const double growth = memory.growth.value();
+    const SampleSum::Uncertainty uncertainty = memory.growth.uncertainty(times);
+    const double growth_ci95 = uncertainty.half_width95();
+    if (!(growth > growth_ci95)) return std::nullopt;
+    const Slope recent = slope_between(memory, t, 0.5, 1);
+    const Slope last = slope_between(memory, t, 0.75, 1);
+    if (recent.points < 3 || !(last.bytes_per_min > 0.25 * recent.bytes_per_min)) return std::nullopt;
+    // A half of the session knows its slope with twice the variance of the whole.
+    const double error = growth_ci95 / kZ95;
+    const double recent_error = std::max(recent.standard_error, std::sqrt(2.0) * error);
+    const double z_all = error > 0 ? growth / error : 10;
+    const double z_recent = recent_error > 0 ? recent.bytes_per_min / recent_error : 10;
+
+    const Cohort old = cohort(memory, t, 0, 0.75);
+    const Cohort all = cohort(memory, t, 0, 1.01);
+    if (old.alive < 2 || old.alive < 0.1 * all.alive) return std::nullopt;
+
+    double confidence = std::clamp(2 * normal_cdf(std::min(z_all, z_recent)) - 1, 0.0, 1.0);
+    const double live = memory.live.value();
+    const double unconfirmed = live > 0 ? std::clamp(memory.unconfirmed / live, 0.0, 1.0) : 0;
+    confidence *= 1 - unconfirmed * memory.all_missed;
+    if (confidence < kLeastConfidence) return std::nullopt;
+
+    Leak leak;
+    leak.path = candidate.path;
+    leak.function = candidate.function;
+    leak.code = candidate.code;
+    leak.line = candidate.line;
+    leak.growth_bytes_per_min = growth;
+    leak.growth_ci95 = growth_ci95;
+    leak.live_bytes = live;
+    leak.confidence = confidence;
+    const double first_half = static_cast<double>(memory.live_in_slot[std::min(
+        TimeSlots::kSlots - 1, static_cast<std::size_t>(t / 2 * 1e9 / memory.slot_ns))]);
+    leak.evidence = fmt::format(
+        "{:.0f} of {:.0f} sampled blocks from the first {:.0f} s still live; {} in the first "
+        "half of the session, {} in the second",
+        old.alive, old.born, 0.75 * t, megabytes(first_half), megabytes(live - first_half));
+    if (unconfirmed > 0.005) {
+        leak.evidence += fmt::format(
+            "; for {:.0f} % of the bytes frees were watched part of the time only (had all been freed, the "
+            "chance of "
+            "seeing none is {:.1g} %)",
+            100 * unconfirmed, 100 * memory.all_missed);
+    }
+    if (context.limit_bytes && context.rss_bytes && *context.limit_bytes > *context.rss_bytes) {
+        leak.seconds_to_limit = 60 * (*context.limit_bytes - *context.rss_bytes) / growth;
+    }
+    return leak;
+}
+
+}  // namespace
+
+std::vector<Leak> find_leaks(const std::vector<LeakCandidate>& candidates, const AllWindowTimes& times,
+                             const LeakContext& context) {
+    std::vector<Leak> leaks;
+    if (context.duration_s < kLeastDuration_s) return leaks;
+    for (const LeakCandidate& candidate : candidates) {
+        if (auto leak = judge(candidate, times, context)) leaks.push_back(std::move(*leak));
+    }
+    std::sort(leaks.begin(), leaks.end(), [](const Leak& a, const Leak& b) {
+        if (a.growth_bytes_per_min != b.growth_bytes_per_min) {
+            return a.growth_bytes_per_min > b.growth_bytes_per_min;
+        }
+        return a.path != b.path ? a.path < b.path : a.line < b.line;
+    });
+    if (leaks.size() > kMostSuspects) leaks.resize(kMostSuspects);
+    return leaks;
+}
+
+}  // namespace memattach::profile

@@ -1,0 +1,296 @@
+#include "memattach/profile/ledger.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "memattach/profile/profile.h"
+
+namespace memattach::profile {
+
+namespace {
+
+/// Windows whose end is remembered, or waited for, of each kind.
+constexpr std::size_t kRecentWindows = 64;
+
+}  // namespace
+
+std::size_t Ledger::KeyHash::operator()(const Key& key) const {
+    std::uint64_t hash = (key.address ^ (static_cast<std::uint64_t>(key.pid) << 48)) * 0x9E3779B97F4A7C15ULL;
+    return static_cast<std::size_t>(hash ^ (hash >> 32));
+}
+
+Ledger::Ledger(std::uint64_t start_ns, std::size_t max_blocks)
+    : start_ns_(start_ns), max_blocks_(max_blocks) {}
+
+double Ledger::since_start(std::uint64_t time_ns) const {
+    return time_ns > start_ns_ ? static_cast<double>(time_ns - start_ns_) : 0;
+}
+
+std::uint32_t Ledger::account_of(CellId cell) {
+    constexpr std::uint32_t kNone = ~0U;
+    const auto index = static_cast<std::size_t>(cell);
+    if (index >= account_by_cell_.size()) account_by_cell_.resize(index + 1, kNone);
+    if (account_by_cell_[index] == kNone) {
+        account_by_cell_[index] = static_cast<std::uint32_t>(accounts_.size());
+        Account& account = accounts_.emplace_back();
+        account.cell = cell;
+        account.changed_ns = now_ns_;
+        account.peak = peak_;
+    }
+    return account_by_cell_[index];
+}
+
+/// Moves the clock. Events may come a little out of order (of several threads, of a window that closed): the
+/// clock stays then.
+void Ledger::advance(std::uint64_t time_ns) {
+    if (start_ns_ == 0) start_ns_ = time_ns;
+    now_ns_ = std::max(now_ns_, since_start(time_ns));
+    if (const unsigned doublings = slots_.doublings_for(now_ns_); doublings > 0) {
+        for (Account& account : accounts_) {
+            for (unsigned i = 0; i < doublings; ++i) {
+                TimeSlots::halve(account.live_ns);
+                TimeSlots::halve(account.born);
+            }
+        }
+        slots_.grow(doublings);
+    }
+    if (any_windowed_) {
+        // The more blocks there are, the seldomer: at most a hundredth of the time goes into it.
+        const double every_ns = std::max(1e9, static_cast<double>(blocks_.size()) * 1.5e5);
+        if (now_ns_ - estimated_ns_ >= every_ns) estimate_windowed();
+    }
+}
+
+/// The high-water mark, in O(1): an account remembers its live bytes at the peak only when it changes
+/// for the first time after it; until then they are what it has now.
+void Ledger::change(Account& account, double continuous, double windowed) {
+    if (account.peak != peak_) {
+        account.at_peak = account.live + account.windowed_live;
+        account.peak = peak_;
+    }
+    slots_.add_time(account.live_ns, account.changed_ns, now_ns_, account.live + account.windowed_live);
+    account.changed_ns = now_ns_;
+    account.live += continuous;
+    account.windowed_live += windowed;
+    if (std::abs(account.live) < 1e-3) account.live = 0;
+    total_live_ += continuous + windowed;
+    if (total_live_ > peak_live_) {
+        peak_live_ = total_live_;
+        ++peak_;
+    }
+}
+
+void Ledger::add(const trace::Alloc& alloc, CellId cell) {
+    advance(alloc.time_ns);
+    const Key key{alloc.pid, alloc.address};
+    if (const auto old = blocks_.find(key); old != blocks_.end()) {
+        end_block(old->second, false, 1);
+        erase(key);
+    }
+    // A block of 0 bytes is kept as if it had one (and stands for none).
+    const double size = static_cast<double>(alloc.size_bytes);
+    const double kept =
+        std::max(-std::expm1(-std::max(size, 1.0) / std::max(alloc.sampling_bytes, 1e-3)), 1e-12);
+    const double times = 1 / (kept * std::clamp(alloc.armed_fraction, 1e-9, 1.0));
+    const std::uint32_t index = account_of(cell);
+    Account& account = accounts_[index];
+    account.alloc.add(size * times, kept, alloc.kind, alloc.window);
+    account.alloc_count += times;
+    account.born[slots_.slot_of(since_start(alloc.time_ns))] += 1;
+
+    Block block{index, alloc.kind, alloc.size_bytes, size * times, kept, alloc.window, alloc.time_ns, 0};
+    if (thinned_ > 0) {
+        // Only one in 2^thinned is tracked; which one is as good as random in its address and time.
+        const std::uint64_t dice =
+            (alloc.address * 0x9E3779B97F4A7C15ULL) ^ (alloc.time_ns * 0xD1B54A32D192ED03ULL);
+        if ((dice >> 40) % (std::uint64_t{1} << thinned_) != 0) return;
+        block.weight = std::ldexp(block.weight, static_cast<int>(thinned_));
+        block.kept = std::ldexp(block.kept, -static_cast<int>(thinned_));
+    }
+    Kind& kind = kinds_.at(static_cast<std::size_t>(alloc.kind));
+    if (alloc.window != 0) {
+        any_windowed_ = true;
+        if (!kind.windowed) {
+            kind.windowed = true;
+            kind.broken_at_ns.push_back(alloc.time_ns);
+        }
+        const WindowKey window{alloc.window, alloc.pid};
+        if (const auto end = kind.recent_ends.find(window); end != kind.recent_ends.end()) {
+            block.closed_ns = std::max(end->second, block.birth_ns + 1);
+        } else {
+            kind.open[window].push_back(key);
+            if (kind.open.size() > kRecentWindows) close(kind, kind.open.begin()->first, alloc.time_ns);
+        }
+    } else {
+        change(account, block.weight, 0);
+    }
+    blocks_.emplace(key, block);
+    if (alloc.kind == trace::AllocKind::mmap) mappings_[key] = alloc.size_bytes;
+    if (blocks_.size() > max_blocks_) thin();
+}
+
+/// Books the end of `part` of a block. `seen`: at the present time; else at some time since it was last known
+/// to live.
+void Ledger::end_block(const Block& block, bool seen, double part) {
+    Account& account = accounts_[block.account];
+    const double birth = since_start(block.birth_ns);
+    const double age = std::max(0.0, now_ns_ - birth);
+    const double weight = block.weight * part;
+    const std::uint64_t closed_ns = closed_at(block);
+    const bool gap = closed_ns != 0 && since_start(closed_ns) < now_ns_;
+    const double watched = gap ? since_start(closed_ns) - birth : age;
+    if (part == 1) {
+        LifeTable& lifetimes = account.lifetimes[block.kind == trace::AllocKind::object ? 1 : 0];
+        lifetimes.add_watched(watched);
+        if (seen) {
+            lifetimes.add_end(age);
+            if (gap) {
+                lifetimes.add_gap(watched, age);
+                const Kind& kind = kinds_[static_cast<std::size_t>(block.kind)];
+                const double overall = times_[static_cast<std::size_t>(block.kind)].fraction();
+                const double armed =
+                    std::max(kind.armed.shares(overall)[LifeTable::bin_of(age)], overall / 10);
+                account.late_variance += weight * weight * (1 - armed) / (armed * armed);
+            }
+        }
+    }
+    if (seen && age < static_cast<double>(kTemporaryNs)) account.temporary += weight;
+    if (block.window == 0) {
+        change(account, -weight, 0);
+        // Moments of its lifetime; the slope of live bytes is linear in them.
+        const double s = 1e-9;
+        const double v = age * s;
+        const double u = (now_ns_ * now_ns_ - birth * birth) * s * s / 2;
+        const double variance = weight * weight * (1 - block.kept);
+        account.dead_v += weight * v;
+        account.dead_u += weight * u;
+        account.dead_vv += variance * v * v;
+        account.dead_uv += variance * u * v;
+        account.dead_uu += variance * u * u;
+    } else if (!gap) {
+        account.brief_byte_ns += weight * age;
+    }
+}
+
+void Ledger::erase(const Key& key) {
+    const auto block = blocks_.find(key);
+    if (block == blocks_.end()) return;
+    if (block->second.kind == trace::AllocKind::mmap) mappings_.erase(key);
+    blocks_.erase(block);
+}
+
+void Ledger::add(const trace::Free& free) {
+    advance(free.time_ns);
+    if (free.size_bytes > 0) {
+        unmap(free);
+        return;
+    }
+    const Key key{free.pid, free.address};
+    const auto block = blocks_.find(key);
+    if (block == blocks_.end()) {
+        ++unknown_frees_;
+        return;
+    }
+    end_block(block->second, true, 1);
+    erase(key);
+}
+
+void Ledger::unmap(const trace::Free& free) {
+    const std::uint64_t from = free.address;
+    const std::uint64_t to = free.address + std::min(free.size_bytes, ~std::uint64_t{0} - free.address);
+    bool found = false;
+    // A mapping that begins below may reach into the range.
+    auto it = mappings_.upper_bound({free.pid, from});
+    if (it != mappings_.begin()) {
+        const auto before = std::prev(it);
+        if (before->first.pid == free.pid && before->first.address + before->second > from) it = before;
+    }
+    while (it != mappings_.end() && it->first.pid == free.pid && it->first.address < to) {
+        found = true;
+        const Key key = it->first;
+        const std::uint64_t size = it->second;
+        ++it;
+        const auto block_it = blocks_.find(key);
+        if (block_it == blocks_.end() || size == 0) continue;
+        const Block block = block_it->second;
+        const std::uint64_t end = key.address + size;
+        const std::uint64_t cut_from = std::max(from, key.address);
+        const std::uint64_t cut_to = std::min(to, end);
+        const auto share = [&](std::uint64_t bytes) {
+            return static_cast<double>(bytes) / static_cast<double>(size);
+        };
+        end_block(block, true, share(cut_to - cut_from));
+        erase(key);
+        const auto keep = [&](std::uint64_t address, std::uint64_t bytes) {
+            if (bytes == 0) return;
+            Block rest = block;
+            rest.size = bytes;
+            rest.weight *= share(bytes);
+            blocks_.insert_or_assign({key.pid, address}, rest);
+            mappings_[{key.pid, address}] = bytes;
+        };
+        keep(key.address, cut_from - key.address);
+        keep(cut_to, end - cut_to);
+    }
+    if (!found) ++unknown_frees_;
+}
+
+void Ledger::add(const trace::Window& window) {
+    advance(window.end_ns);
+    const auto index = static_cast<std::size_t>(window.kind);
+    Kind& kind = kinds_.at(index);
+    if (window.id == 0) {
+        kind.windowed = false;
+        return;
+    }
+    any_windowed_ = true;
+    if (!kind.windowed) {
+        kind.windowed = true;
+        kind.broken_at_ns.push_back(window.start_ns);
+    }
+    times_[index].add(window);
+    kind.armed.add(window);
+    close(kind, {window.id, window.pid}, window.end_ns);
+    // Samples may be told after their window: the ends of the last ones are kept.
+    kind.recent_ends[{window.id, window.pid}] = window.end_ns;
+    if (kind.recent_ends.size() > kRecentWindows) kind.recent_ends.erase(kind.recent_ends.begin());
+}
+
+/// From `end_ns` on the blocks of `window` are watched in later windows only.
+void Ledger::close(Kind& kind, const WindowKey& window, std::uint64_t end_ns) {
+    const auto open = kind.open.find(window);
+    if (open == kind.open.end()) return;
+    for (const Key& key : open->second) {
+        const auto block = blocks_.find(key);
+        if (block == blocks_.end() || block->second.window != window.first) continue;
+        block->second.closed_ns = std::max(end_ns, block->second.birth_ns + 1);
+    }
+    kind.open.erase(open);
+}
+
+std::uint64_t Ledger::closed_at(const Block& block) const {
+    if (block.window != 0) return block.closed_ns;
+    const std::vector<std::uint64_t>& broken = kinds_.at(static_cast<std::size_t>(block.kind)).broken_at_ns;
+    const auto next = std::upper_bound(broken.begin(), broken.end(), block.birth_ns);
+    return next == broken.end() ? 0 : *next;
+}
+
+void Ledger::thin() {
+    ++thinned_;
+    bool keep = false;
+    for (auto it = blocks_.begin(); it != blocks_.end();) {
+        Block& block = it->second;
+        keep = !keep;
+        if (block.window == 0) change(accounts_[block.account], keep ? block.weight : -block.weight, 0);
+        if (keep) {
+            block.weight *= 2;
+            block.kept /= 2;
+            ++it;
+        } else {
+            if (block.kind == trace::AllocKind::mmap) mappings_.erase(it->first);
+            it = blocks_.erase(it);
+        }
+    }
+}
+
+}  // namespace memattach::profile

@@ -1,0 +1,228 @@
+/// Do the intervals keep their promise? Programs with a known truth are sampled as the engine samples them
+/// (byte- weighted, all the time or in windows at random places of spans), a few hundred times with different
+/// seeds; the share of runs in which a line's truth lies within its interval must be near 95 %.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "memattach/profile/builder.h"
+#include "profile/scenario.h"
+
+using namespace memattach;
+using memattach::test::Scenario;
+
+namespace {
+
+constexpr double kSecond = 1e9;
+
+/// A line that allocates `burst` blocks of `size` bytes each `every_ns`, `gap_ns` apart.
+struct Line {
+    const char* name;
+    double size;
+    double every_ns;
+    std::uint64_t burst = 1;
+    double gap_ns = 0;
+    trace::AllocKind kind = trace::AllocKind::malloc;
+    double begins_ns = 0;
+
+    [[nodiscard]] std::uint64_t count(double duration_ns) const {
+        return burst * static_cast<std::uint64_t>((duration_ns - begins_ns) / every_ns);
+    }
+    [[nodiscard]] double time_of(std::uint64_t index) const {
+        return begins_ns + every_ns * static_cast<double>(index / burst) +
+               gap_ns * static_cast<double>(index % burst);
+    }
+};
+
+const std::vector<Line> kProgram = {
+    {"steady", 1000, 50e3},
+    {"burst", 4000, 487.3e6, 2000, 2000, trace::AllocKind::malloc, 13e6},
+    {"rare large", 20e6, 1.937e9, 1, 0, trace::AllocKind::malloc, 0.713e9},
+    {"mixed", 60e3, 4.87e6, 3, 0.2e6},
+    {"objects", 64, 4e3, 1, 0, trace::AllocKind::object},
+    {"late", 8000, 1e6, 1, 0, trace::AllocKind::malloc, 7e9},
+};
+constexpr double kDuration = 10 * kSecond;
+
+struct Sampling {
+    double threshold = 1e6;  ///< R
+    double span_ns = 0;      ///< 0: armed all the time
+    double window_ns = 0;
+};
+
+struct Window {
+    double start, end;
+};
+
+/// Runs the program once. Own time is the clock.
+profile::Profile run(Scenario& s, const Sampling& sampling, std::uint64_t seed) {
+    std::mt19937_64 random(seed);
+    std::uniform_real_distribution<double> uniform;
+    std::vector<Window> windows;
+    // Spans begin at a random moment before the program does, so that nothing in it is in step with them.
+    const double origin = -uniform(random) * sampling.span_ns;
+    if (sampling.span_ns > 0) {
+        for (double at = origin; at < kDuration; at += sampling.span_ns) {
+            const double start = at + uniform(random) * (sampling.span_ns - sampling.window_ns);
+            windows.push_back({start, start + sampling.window_ns});
+        }
+    }
+    struct Event {
+        double time;
+        std::size_t line;
+        std::uint64_t window;
+    };
+    std::vector<Event> events;
+    for (std::size_t l = 0; l < kProgram.size(); ++l) {
+        const Line& line = kProgram[l];
+        const double kept = -std::expm1(-line.size / sampling.threshold);
+        const std::uint64_t count = line.count(kDuration);
+        // From one kept block to the next: a geometric number of steps.
+        const auto skip = [&] {
+            return static_cast<std::uint64_t>(std::min(1e12, std::log(uniform(random)) / std::log1p(-kept)));
+        };
+        for (std::uint64_t i = skip(); i < count; i += 1 + skip()) {
+            const double time = line.time_of(i);
+            if (windows.empty()) {
+                events.push_back({time, l, 0});
+                continue;
+            }
+            const auto index = static_cast<std::size_t>((time - origin) / sampling.span_ns);
+            if (index >= windows.size()) continue;
+            if (time < windows[index].start || time >= windows[index].end) continue;
+            events.push_back({time, l, index + 1});
+        }
+    }
+    std::sort(events.begin(), events.end(), [](const Event& a, const Event& b) { return a.time < b.time; });
+
+    profile::BuildOptions options;
+    options.cpu = false;
+    options.memory = true;
+    options.start_ns = 1;
+    profile::Builder builder(s.table, options);
+    std::vector<profile::StackId> stacks;
+    for (std::size_t l = 0; l < kProgram.size(); ++l) {
+        stacks.push_back(
+            builder.intern({s.frame(kProgram[l].name, "/app/p.py", static_cast<std::uint32_t>(l + 1)),
+                            s.frame("main", "/app/p.py", 99)}));
+    }
+    std::size_t next = 0;
+    const auto emit_until = [&](double end) {
+        for (; next < events.size() && events[next].time < end; ++next) {
+            const Event& event = events[next];
+            const Line& line = kProgram[event.line];
+            trace::Alloc alloc;
+            alloc.time_ns = 1 + static_cast<std::uint64_t>(event.time);
+            alloc.address = 0x10000 + 16 * next;
+            alloc.size_bytes = static_cast<std::uint64_t>(line.size);
+            alloc.sampling_bytes = sampling.threshold;
+            alloc.kind = line.kind;
+            alloc.window = event.window;
+            if (event.window != 0) alloc.armed_fraction = sampling.window_ns / sampling.span_ns;
+            builder.add(alloc, stacks[event.line]);
+            trace::Free free;
+            free.time_ns = alloc.time_ns;
+            free.address = alloc.address;
+            builder.add(free);
+        }
+    };
+    for (std::size_t w = 0; w < windows.size(); ++w) {
+        emit_until(windows[w].end);
+        for (const auto kind : {trace::AllocKind::malloc, trace::AllocKind::object}) {
+            trace::Window window;
+            window.id = w + 1;
+            window.kind = kind;
+            window.start_ns = 1 + static_cast<std::uint64_t>(std::max(0.0, windows[w].start));
+            window.end_ns = 1 + static_cast<std::uint64_t>(std::max(0.0, windows[w].end));
+            window.own_ns = static_cast<std::uint64_t>(sampling.window_ns);
+            window.span_own_ns = static_cast<std::uint64_t>(sampling.span_ns);
+            builder.add(window);
+        }
+    }
+    emit_until(kDuration + 1);
+    profile::Session session;
+    session.duration_s = kDuration / kSecond;
+    profile::Profile p = builder.finish({}, session, {});
+    profile::check(p);
+    return p;
+}
+
+struct Tally {
+    int runs = 0, covered = 0;
+    double sum = 0, squares = 0, truth = 0;
+    void add(double estimate, double half_width, double true_value) {
+        ++runs;
+        sum += estimate;
+        squares += estimate * estimate;
+        truth += true_value;
+        covered += std::abs(estimate - true_value) <= half_width * (1 + 1e-9) + 1e-6 * true_value ? 1 : 0;
+    }
+    [[nodiscard]] double coverage() const { return static_cast<double>(covered) / std::max(1, runs); }
+};
+
+/// Coverage by line, of the runs in which it was seen at all, and of the total of those lines: what no window
+/// hit (a large block every two seconds, say) can be in no interval.
+std::map<std::string, Tally> cover(const Sampling& sampling, int runs) {
+    std::map<std::string, Tally> tallies;
+    for (int i = 0; i < runs; ++i) {
+        Scenario s;
+        const profile::Profile p = run(s, sampling, 1000 + static_cast<std::uint64_t>(i));
+        double all = 0;
+        for (std::size_t l = 0; l < kProgram.size(); ++l) {
+            const double truth = kProgram[l].size * static_cast<double>(kProgram[l].count(kDuration));
+            const auto* row = Scenario::line(p, "/app/p.py", static_cast<std::uint32_t>(l + 1));
+            if (!row || *row->figures.alloc_bytes == 0) continue;
+            all += truth;
+            tallies[kProgram[l].name].add(*row->figures.alloc_bytes, *row->figures.alloc_ci95, truth);
+        }
+        tallies["total"].add(*p.totals.alloc_bytes, *p.totals.alloc_ci95, all);
+    }
+    for (const auto& [name, tally] : tallies) {
+        INFO(name << ": covered in " << tally.covered << " of " << tally.runs << " runs");
+        // And on average the estimate is right: within four standard errors of the mean.
+        const double truth = tally.truth / tally.runs;
+        const double error = std::sqrt(tally.squares / tally.runs - std::pow(tally.sum / tally.runs, 2)) /
+                             std::sqrt(static_cast<double>(tally.runs));
+        const bool seen_always = tally.runs == runs && name != "total";
+        if (seen_always) CHECK(std::abs(tally.sum / tally.runs - truth) <= 4 * error + 1e-3 * truth);
+    }
+    return tallies;
+}
+
+}  // namespace
+
+TEST_CASE("armed all the time: 95 % intervals hold the truth in 95 % of runs") {
+    Sampling sampling;
+    sampling.threshold = 1e6;
+    for (const auto& [name, tally] : cover(sampling, 200)) {
+        CAPTURE(name);
+        CHECK(tally.coverage() >= 0.91);
+    }
+}
+
+TEST_CASE("armed in windows: intervals hold the truth, clusters and bursts included") {
+    Sampling sampling;
+    sampling.threshold = 50e3;
+    sampling.span_ns = 50e6;
+    sampling.window_ns = 5e6;
+    for (const auto& [name, tally] : cover(sampling, 200)) {
+        CAPTURE(name);
+        CHECK(tally.coverage() >= 0.9);
+    }
+}
+
+TEST_CASE("armed half of the time: the share that was looked at narrows the interval") {
+    Sampling sampling;
+    sampling.threshold = 50e3;
+    sampling.span_ns = 50e6;
+    sampling.window_ns = 40e6;
+    for (const auto& [name, tally] : cover(sampling, 200)) {
+        CAPTURE(name);
+        CHECK(tally.coverage() >= 0.9);
+    }
+}
