@@ -85,15 +85,17 @@ build() {
     fi
     printf '%s\n' "$wanted" >"$directory/configured"
   fi
-  if cmake --build --preset "$preset" "${targets[@]}" -- -n 2>/dev/null | grep -q 'no work to do'; then
-    return 0
-  fi
-  say "Building (preset $preset) …"
-  if [ -t 2 ]; then # ninja shows its progress in one line
-    cmake --build --preset "$preset" "${targets[@]}" >&2
+  # The first build takes minutes: it is announced, and on a terminal ninja shows its progress in one line. Later ones
+  # are quiet.
+  local first=true
+  [ -f "$directory/built" ] && first=false
+  $first && say "Building (preset $preset) …"
+  if $first && [ -t 2 ]; then
+    cmake --build --preset "$preset" "${targets[@]}" >&2 || return 1
   elif ! cmake --build --preset "$preset" "${targets[@]}" >"$log" 2>&1; then
     grep -v '^\[' "$log" | tail -n 60 >&2
     say "The build failed; all it said is in $log"
     return 1
   fi
+  touch "$directory/built"
 }
