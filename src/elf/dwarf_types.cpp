@@ -96,7 +96,8 @@ struct DwarfTypes::Impl {
     };
     std::unique_ptr<Dwarf, End> dwarf;
     std::map<std::string, Dwarf_Die, std::less<>> found;
-    std::vector<std::string> wanted;
+    std::vector<std::string> required;  ///< those not found yet
+    std::vector<std::string> optional;
 
     void read_unit(Dwarf_Die* unit) {
         Dwarf_Die child;
@@ -108,13 +109,18 @@ struct DwarfTypes::Impl {
                 continue;
             const std::string_view name = name_of(&child);
             if (name.empty()) continue;
-            const auto at = std::find(wanted.begin(), wanted.end(), name);
-            if (at == wanted.end()) continue;
+            auto* list = &required;
+            auto at = std::find(list->begin(), list->end(), name);
+            if (at == list->end()) {
+                list = &optional;
+                at = std::find(list->begin(), list->end(), name);
+                if (at == list->end()) continue;
+            }
             Dwarf_Die type = child;
             if (!strip(&type) || is_declaration(&type) || dwarf_tag(&type) == DW_TAG_pointer_type) continue;
             found.emplace(*at, type);
-            wanted.erase(at);
-        } while (!wanted.empty() && ++count < kMaxChildren && dwarf_siblingof(&child, &child) == 0);
+            list->erase(at);
+        } while (++count < kMaxChildren && dwarf_siblingof(&child, &child) == 0);
     }
 
     [[nodiscard]] std::optional<Dwarf_Die> type(std::string_view name) const {
@@ -123,16 +129,18 @@ struct DwarfTypes::Impl {
     }
 };
 
-DwarfTypes::DwarfTypes(const Image& image, std::vector<std::string> types, std::vector<std::string> units)
+DwarfTypes::DwarfTypes(const Image& image, const std::vector<std::string>& required,
+                       const std::vector<std::string>& optional, const std::vector<std::string>& units)
     : impl_(std::make_unique<Impl>()) {
     impl_->dwarf.reset(dwarf_begin_elf(image.handle(), DWARF_C_READ, nullptr));
-    impl_->wanted = std::move(types);
+    impl_->required = required;
+    impl_->optional = optional;
     if (!has_debug_info()) return;
     std::vector<Dwarf_Die> others;
     Dwarf_Off offset = 0;
     Dwarf_Off next = 0;
     std::size_t header_bytes = 0;
-    for (std::size_t count = 0; count < kMaxUnits && !impl_->wanted.empty(); ++count, offset = next) {
+    for (std::size_t count = 0; count < kMaxUnits; ++count, offset = next) {
         if (dwarf_nextcu(impl_->dwarf.get(), offset, &next, &header_bytes, nullptr, nullptr, nullptr) != 0)
             break;
         Dwarf_Die unit;
@@ -146,7 +154,7 @@ DwarfTypes::DwarfTypes(const Image& image, std::vector<std::string> types, std::
         }
     }
     for (Dwarf_Die& unit : others) {
-        if (impl_->wanted.empty()) break;
+        if (impl_->required.empty()) break;
         impl_->read_unit(&unit);
     }
 }

@@ -110,6 +110,10 @@ Version version_from_hex(std::uint32_t hex) {
             static_cast<int>(hex >> 8 & 0xFF), hex};
 }
 
+std::string newest_known_version() {
+    return fmt::format("3.{}", kShapes.back().minor);
+}
+
 std::optional<DebugOffsets> parse_debug_offsets(std::span<const std::byte> bytes, std::string& why) {
     if (bytes.size() < kCookie.size() || std::memcmp(bytes.data(), kCookie.data(), kCookie.size()) != 0) {
         why = "_PyRuntime carries no debug offsets";
@@ -203,7 +207,7 @@ std::optional<DebugOffsets> parse_debug_offsets(std::span<const std::byte> bytes
         why = fmt::format("word {} of its debug offsets makes no sense", words.bad_word);
         return std::nullopt;
     }
-    apply_version(found.version, found.free_threaded, to);
+    apply_version(found.version, to);
     if (!is_plausible(to, why)) {
         why = "its debug offsets give no good " + why;
         return std::nullopt;

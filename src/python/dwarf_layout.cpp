@@ -7,17 +7,31 @@
 namespace memattach::python {
 
 std::optional<Layout> layout_from_dwarf(const elf::Image& image, const Version& version, std::string& why) {
-    std::vector<std::string> types;
+    // Those that every version has. The others stand in the same headers as one of these.
+    const std::vector<std::string> required = {"pyruntimestate",
+                                               "_is",
+                                               "_ts",
+                                               "_frame",
+                                               "PyCodeObject",
+                                               "_object",
+                                               "PyBytesObject",
+                                               "PyASCIIObject",
+                                               "_typeobject",
+                                               "_gc_runtime_state",
+                                               "PyCompactUnicodeObject"};
+    std::vector<std::string> optional;
     for (const LayoutField& field : layout_fields()) {
         for (const std::string_view name : field.c_names) {
             std::string type(name.substr(0, name.find('.')));
-            if (!type.empty() && std::find(types.begin(), types.end(), type) == types.end())
-                types.push_back(std::move(type));
+            const auto is_it = [&](const std::string& other) { return other == type; };
+            if (!type.empty() && std::none_of(required.begin(), required.end(), is_it) &&
+                std::none_of(optional.begin(), optional.end(), is_it))
+                optional.push_back(std::move(type));
         }
     }
     // Between them, these include every header that defines one of the types.
-    const elf::DwarfTypes dwarf(image, std::move(types),
-                                {"pystate.c", "ceval.c", "frameobject.c", "unicodeobject.c"});
+    const elf::DwarfTypes dwarf(image, required, optional,
+                                {"pystate.c", "ceval.c", "ceval_gil.c", "frameobject.c", "unicodeobject.c"});
     if (!dwarf.has_debug_info()) {
         why = "it has no DWARF";
         return std::nullopt;
@@ -37,7 +51,7 @@ std::optional<Layout> layout_from_dwarf(const elf::Image& image, const Version& 
     }
     // 3.10 has a cframe too, but its current frame is still in the thread state.
     if (layout.thread.frame != kAbsent) layout.thread.cframe = kAbsent;
-    apply_version(version, layout.code.tlbc != kAbsent, layout);
+    apply_version(version, layout);
     if (!is_plausible(layout, why)) {
         why = "its DWARF lacks " + why;
         return std::nullopt;

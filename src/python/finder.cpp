@@ -1,16 +1,19 @@
 #include "memattach/python/finder.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
-#include <algorithm>
+#include <array>
 #include <thread>
 
+#include "layout_cache.h"
 #include "locate.h"
 #include "memattach/base/clock.h"
 #include "memattach/base/error.h"
 #include "memattach/base/text.h"
 #include "memattach/process/permission.h"
 #include "memattach/process/proc.h"
+#include "memattach/process/target_file.h"
 #include "memattach/python/layout_sources.h"
 #include "memattach/python/sanity.h"
 
@@ -18,6 +21,12 @@ namespace memattach::python {
 namespace {
 
 constexpr std::chrono::milliseconds kPoll{5};
+
+std::string_view name_of(LayoutSource source) {
+    constexpr std::array<std::string_view, 4> kNames = {"debug offsets", "DWARF", "cached DWARF",
+                                                        "built-in table"};
+    return kNames[static_cast<std::size_t>(source)];
+}
 
 class Finder {
   public:
@@ -62,15 +71,17 @@ class Finder {
     std::optional<Runtime> look(std::string& why) {
         waits_for_interpreter_ = false;
         if (const auto refusal = process::find_obstacle(pid_)) throw base::Error(refusal->text());
-        Located located = locate_interpreter(pid_, memory_);
-        if (located.interpreter) return read_runtime(*located.interpreter, why);
-        if (located.old_version) {
-            why = too_old(*located.old_version);
-        } else {
-            why = fmt::format("process {} ({}) is not Python", pid_,
-                              base::printable(process::command_line(pid_), 200));
+        Located located = locate_interpreters(pid_, memory_);
+        for (const Interpreter& interpreter : located.interpreters) {
+            std::string reason;
+            if (auto runtime = read_runtime(interpreter, reason)) return runtime;
+            if (why.empty()) why = std::move(reason);
         }
-        if (!located.unopened.empty()) why += "; " + located.unopened;
+        if (!why.empty()) return std::nullopt;
+        if (located.old_version) throw base::Error(too_old(*located.old_version));
+        why = fmt::format("process {} ({}) is not Python", pid_,
+                          base::printable(process::command_line(pid_), 200));
+        if (!located.unopened.empty()) why += "; " + base::printable(located.unopened);
         return std::nullopt;
     }
 
@@ -83,7 +94,7 @@ class Finder {
         Runtime runtime;
         runtime.address = interpreter.runtime;
         runtime.module_path = interpreter.module.path;
-        runtime.build_id = interpreter.image ? interpreter.image->build_id() : "";
+        runtime.build_id = interpreter.build_id();
         runtime.found_by = interpreter.found_by;
         for (const process::Mapping& mapping : interpreter.module.mappings) {
             if (!mapping.executable) continue;
@@ -91,44 +102,95 @@ class Finder {
             runtime.text_end = mapping.end;
         }
 
-        std::string reasons;
         std::vector<std::byte> head(kDebugOffsetsBytes);
         head.resize(memory_.read_up_to(interpreter.runtime, head));
+        std::string reasons;
         std::string reason;
-        if (auto offsets = parse_debug_offsets(head, reason)) {
-            runtime.version = offsets->version;
-            runtime.free_threaded = offsets->free_threaded;
-            if (accept(runtime, offsets->layout, LayoutSource::debug_offsets, reasons)) return runtime;
-        } else {
-            const auto version = find_version(interpreter, memory_);
-            if (!version) {
-                waits_for_interpreter_ = true;  // the text that says it is written at start-up
-                why = fmt::format("the version of {} can't be told", interpreter.module.path);
-                return std::nullopt;
-            }
-            if (version->major != 3 || version->minor < 8) throw base::Error(too_old(*version));
-            runtime.version = *version;
-            note(reasons, "debug offsets", reason);
-            const auto from_dwarf =
-                interpreter.image ? layout_from_dwarf(*interpreter.image, *version, reason) : std::nullopt;
-            if (from_dwarf) {
-                if (accept(runtime, *from_dwarf, LayoutSource::dwarf, reasons)) return runtime;
-            } else {
-                note(reasons, "DWARF", reason);
-            }
-            for (const BuiltInLayout& built_in : built_in_layouts()) {
-                if (built_in.version.minor != version->minor) continue;
-                Layout layout = built_in.layout;
-                apply_version(*version, built_in.free_threaded, layout);
-                if (accept(runtime, layout, LayoutSource::built_in, reasons)) return runtime;
-            }
+        const auto offsets = parse_debug_offsets(head, reason);
+        const auto version = offsets ? offsets->version : find_version(interpreter, memory_);
+        if (!version) {
+            waits_for_interpreter_ = true;  // before 3.11 the text that says it is written at start-up
+            why = not_started();
+            return std::nullopt;
         }
+        if (version->major != 3 || version->minor < 8) throw base::Error(too_old(*version));
+        runtime.version = *version;
+        if (offsets) {
+            runtime.free_threaded = offsets->free_threaded;
+            if (accept(runtime, offsets->layout, LayoutSource::debug_offsets, reasons)) {
+                if (!offsets->known_shape)
+                    runtime.notes.push_back(
+                        fmt::format("Python {}.{} is newer than this memattach: read by its debug offsets, "
+                                    "taken to be like {}",
+                                    version->major, version->minor, newest_known_version()));
+                return runtime;
+            }
+        } else {
+            note(reasons, "debug offsets", reason);
+        }
+        if (!waits_for_interpreter_ && read_by_dwarf(runtime, interpreter, reasons)) return runtime;
+        if (!waits_for_interpreter_ && read_by_table(runtime, reasons)) return runtime;
         why = waits_for_interpreter_
-                  ? fmt::format("process {} has not started its interpreter yet", pid_)
-                  : fmt::format("the structures of Python {}.{}.{} in {} can't be read ({})",
-                                runtime.version.major, runtime.version.minor, runtime.version.micro,
-                                interpreter.module.path, reasons);
+                  ? not_started()
+                  : fmt::format("the structures of Python {}.{}.{} in {} can't be read ({})", version->major,
+                                version->minor, version->micro, base::printable(interpreter.module.path),
+                                reasons);
         return std::nullopt;
+    }
+
+    bool read_by_dwarf(Runtime& runtime, const Interpreter& interpreter, std::string& reasons) {
+        const LayoutCache cache(options_.cache_directory);
+        std::string ignored;
+        if (auto layout = cache.load(runtime.build_id)) {
+            apply_version(runtime.version, *layout);
+            if (is_plausible(*layout, ignored) &&
+                accept(runtime, *layout, LayoutSource::dwarf_cache, ignored))
+                return true;
+            if (waits_for_interpreter_) return false;
+        }
+        std::string reason = "no file to read it from";
+        std::optional<Layout> layout;
+        if (interpreter.image) layout = layout_from_dwarf(*interpreter.image, runtime.version, reason);
+        if (!layout) {
+            if (const auto debug_file = open_debug_file(runtime.build_id))
+                layout = layout_from_dwarf(*debug_file, runtime.version, reason);
+        }
+        if (!layout) {
+            note(reasons, "DWARF", reason);
+            return false;
+        }
+        if (!accept(runtime, *layout, LayoutSource::dwarf, reasons)) return false;
+        cache.save(runtime.build_id, *layout);
+        return true;
+    }
+
+    /// What a distribution's debug package installs, in the target's root or in memattach's own.
+    [[nodiscard]] std::optional<elf::Image> open_debug_file(const std::string& build_id) const {
+        if (build_id.size() < 4) return std::nullopt;
+        const std::string path =
+            fmt::format("/usr/lib/debug/.build-id/{}/{}.debug", build_id.substr(0, 2), build_id.substr(2));
+        for (const int pid : {pid_, ::getpid()}) {
+            auto image = elf::Image::open(process::open_in_target(pid, path));
+            if (image && image->build_id() == build_id) return image;
+        }
+        return std::nullopt;
+    }
+
+    bool read_by_table(Runtime& runtime, std::string& reasons) {
+        bool any = false;
+        for (const BuiltInLayout& table : built_in_layouts()) {
+            if (table.version.minor != runtime.version.minor) continue;
+            any = true;
+            Layout layout = table.layout;
+            apply_version(runtime.version, layout);
+            if (accept(runtime, layout, LayoutSource::built_in, reasons)) return true;
+        }
+        if (!any) note(reasons, "built-in tables", fmt::format("none for 3.{}", runtime.version.minor));
+        return false;
+    }
+
+    [[nodiscard]] std::string not_started() const {
+        return fmt::format("process {} has not started its Python interpreter, or has ended it", pid_);
     }
 
     static void note(std::string& reasons, std::string_view source, const std::string& reason) {
@@ -143,7 +205,7 @@ class Finder {
             return false;
         }
         if (sanity == Sanity::contradicted) {
-            note(reasons, "its layout is not the target's", why);
+            note(reasons, name_of(source), why);
             return false;
         }
         runtime.layout = layout;

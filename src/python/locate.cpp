@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 
 #include "memattach/process/proc.h"
 #include "memattach/process/target_file.h"
@@ -13,51 +14,121 @@ namespace memattach::python {
 namespace {
 
 constexpr std::size_t kMaxScanBytes = 8 << 20;  ///< of one writable mapping
+constexpr std::string_view kCookie = "xdebugpy";
 
-bool locate_runtime(Interpreter& interpreter) {
-    if (const auto symbol = interpreter.image->find_symbol("_PyRuntime")) {
-        interpreter.runtime = base::Address(interpreter.bias + symbol->value);
-        interpreter.found_by =
-            fmt::format("symbol _PyRuntime in {} of {}", symbol->table, interpreter.module.path);
-        return true;
-    }
-    if (const auto section = interpreter.image->find_section(".PyRuntime")) {
-        interpreter.runtime = base::Address(interpreter.bias + section->address);
-        interpreter.found_by = fmt::format("section .PyRuntime of {}", interpreter.module.path);
-        return true;
-    }
-    return false;
+std::string read_data(const process::Memory& memory, const process::Mapping& mapping) {
+    std::string bytes(std::min<std::uint64_t>(mapping.size_bytes(), kMaxScanBytes), '\0');
+    bytes.resize(memory.read_up_to(mapping.start, std::as_writable_bytes(std::span(bytes))));
+    return bytes;
 }
+
+/// Looks at one module, from its file where that can be had and else from its memory.
+class ModuleSearch {
+  public:
+    ModuleSearch(int pid, const process::Memory& memory, Module module) : memory_(memory) {
+        found_.module = std::move(module);
+        const process::Mapping& first = found_.module.mappings.front();
+        if (first.file_offset == 0) found_.memory_image = elf::MemoryImage::read(memory, first.start);
+        process::MappedFile file = process::open_mapped_file(pid, first);
+        unopened = file.why;
+        if (!file.fd.is_open()) return;
+        auto image = elf::Image::open(std::move(file.fd));
+        if (!image) return;
+        const std::string loaded = found_.memory_image ? found_.memory_image->build_id() : "";
+        if (loaded != image->build_id() && (!file.certain || !loaded.empty())) {
+            unopened = fmt::format("{} is not the file that is loaded", found_.module.path);
+            return;
+        }
+        found_.image = std::move(image);
+    }
+
+    std::optional<Interpreter> find() {
+        const auto bias = found_.image ? found_.image->load_bias(found_.module.mappings) : std::nullopt;
+        if (bias) {
+            found_.bias = *bias;
+        } else if (found_.memory_image) {
+            found_.bias = found_.memory_image->bias();
+        } else {
+            return std::nullopt;
+        }
+        if (by_file_symbol() || by_section() || by_memory_symbol() || by_cookie()) return std::move(found_);
+        return std::nullopt;
+    }
+
+    std::string unopened;
+
+  private:
+    bool by_file_symbol() {
+        const auto symbol = found_.image ? found_.image->find_symbol("_PyRuntime") : std::nullopt;
+        if (!symbol) return false;
+        return accept(base::Address(found_.bias + symbol->value),
+                      fmt::format("symbol _PyRuntime in {}", symbol->table));
+    }
+    bool by_section() {  // 3.13+, see Include/internal/pycore_debug_offsets.h; survives strip
+        const auto section = found_.image ? found_.image->find_section(".PyRuntime") : std::nullopt;
+        return section && accept(base::Address(found_.bias + section->address), "section .PyRuntime");
+    }
+    bool by_memory_symbol() {
+        if (found_.image || !found_.memory_image) return false;
+        const auto address = found_.memory_image->find_symbol("_PyRuntime");
+        return address && accept(*address, "symbol _PyRuntime in the memory");
+    }
+    /// The last resort for 3.13+: the debug offsets' cookie in what the module may write to. Only where the
+    /// name says Python, or every process's memory would be read through for nothing.
+    bool by_cookie() {
+        if (found_.module.base_name().find("python") == std::string_view::npos) return false;
+        for (const process::Mapping& mapping : found_.module.data) {
+            const std::string bytes = read_data(memory_, mapping);
+            for (std::size_t at = 0; (at = bytes.find(kCookie, at)) != std::string::npos;
+                 at += kCookie.size()) {
+                std::string why;
+                const auto rest = std::as_bytes(std::span(bytes)).subspan(at);
+                if (at % 8 == 0 && parse_debug_offsets(rest, why))
+                    return accept(mapping.start + at, "the debug offsets' cookie in the data");
+            }
+        }
+        return false;
+    }
+    bool accept(base::Address runtime, const std::string& how) {
+        found_.runtime = runtime;
+        found_.found_by = fmt::format("{} of {}", how, found_.module.path);
+        return true;
+    }
+
+    const process::Memory& memory_;
+    Interpreter found_;
+};
 
 }  // namespace
 
 std::optional<base::Address> Interpreter::find_symbol(std::string_view name) const {
-    const auto symbol = image ? image->find_symbol(name) : std::nullopt;
-    if (!symbol) return std::nullopt;
-    return base::Address(bias + symbol->value);
+    if (image) {
+        const auto symbol = image->find_symbol(name);
+        return symbol ? std::optional(base::Address(bias + symbol->value)) : std::nullopt;
+    }
+    return memory_image ? memory_image->find_symbol(name) : std::nullopt;
 }
 
-Located locate_interpreter(int pid, const process::Memory& /*memory*/) {
+std::string Interpreter::build_id() const {
+    return image ? image->build_id() : memory_image ? memory_image->build_id() : "";
+}
+
+Located locate_interpreters(int pid, const process::Memory& memory) {
     Located located;
     const std::string exe = process::read_link(fmt::format("/proc/{}/exe", pid)).value_or("");
     for (Module& module : candidate_modules(process::read_maps(pid), exe)) {
-        if (const auto version = version_in_name(module.base_name()); version && version->minor < 8)
-            located.old_version = version;
-        std::string reason;
-        auto file = process::open_mapped_file(pid, module.mappings.front(), reason);
-        if (!file.is_open()) {
-            if (located.unopened.empty()) located.unopened = reason;
-            continue;
+        // Once there is one, only likely places for a second are looked at.
+        if (!located.interpreters.empty() && module.base_name().find("python") == std::string_view::npos)
+            break;
+        const auto version = version_in_name(module.base_name());
+        if (version && (version->major < 3 || version->minor < 7)) located.old_version = version;
+        module.path = process::path_in_target(pid, module.path);
+        ModuleSearch search(pid, memory, std::move(module));
+        if (auto interpreter = search.find()) {
+            located.interpreters.push_back(std::move(*interpreter));
+        } else if (located.unopened.empty()) {
+            located.unopened = search.unopened;
         }
-        Interpreter interpreter;
-        interpreter.image = elf::Image::open(std::move(file));
-        const auto bias = interpreter.image ? interpreter.image->load_bias(module.mappings) : std::nullopt;
-        if (!bias) continue;
-        interpreter.bias = *bias;
-        interpreter.module = std::move(module);
-        if (!locate_runtime(interpreter)) continue;
-        located.interpreter = std::move(interpreter);
-        return located;
     }
     return located;
 }
@@ -69,18 +140,15 @@ std::optional<Version> find_version(const Interpreter& interpreter, const proces
         std::uint64_t hex;
     } head{};
     if (memory.read_exactly(interpreter.runtime, std::as_writable_bytes(std::span(&head, 1))) &&
-        std::string_view(head.cookie.data(), head.cookie.size()) == "xdebugpy")
+        std::string_view(head.cookie.data(), head.cookie.size()) == kCookie)
         return version_from_hex(static_cast<std::uint32_t>(head.hex));
     // const unsigned long Py_Version, 3.11+ (Include/pylifecycle.h)
     if (const auto address = interpreter.find_symbol("Py_Version")) {
         const auto value = memory.read<std::uint64_t>(*address);
         if (value && *value >> 24 == 3) return version_from_hex(static_cast<std::uint32_t>(*value));
     }
-    for (const process::Mapping& mapping : interpreter.module.data) {
-        std::string bytes(std::min<std::uint64_t>(mapping.size_bytes(), kMaxScanBytes), '\0');
-        bytes.resize(memory.read_up_to(mapping.start, std::as_writable_bytes(std::span(bytes))));
-        if (const auto version = find_version_text(bytes)) return version;
-    }
+    for (const process::Mapping& mapping : interpreter.module.data)
+        if (const auto version = find_version_text(read_data(memory, mapping))) return version;
     return std::nullopt;
 }
 

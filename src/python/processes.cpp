@@ -29,10 +29,10 @@ std::optional<PythonProcess> describe_python_process(int pid) {
     const auto status = process::read_status(pid);
     if (!stat || !status || stat->is_kernel_thread() || stat->is_zombie()) return std::nullopt;
     const process::LiveMemory memory(pid);
-    const Located located = locate_interpreter(pid, memory);
+    const Located located = locate_interpreters(pid, memory);
     std::optional<Version> version = located.old_version;
-    if (located.interpreter) version = find_version(*located.interpreter, memory);
-    if (!located.interpreter && !located.old_version) return std::nullopt;
+    if (!located.interpreters.empty()) version = find_version(located.interpreters.front(), memory);
+    if (located.interpreters.empty() && !located.old_version) return std::nullopt;
 
     PythonProcess found;
     found.pid = pid;

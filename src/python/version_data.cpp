@@ -57,7 +57,7 @@ constexpr Offset kMaxLooseOffset = 4096;
 
 }  // namespace
 
-void apply_version(const Version& version, bool /*free_threaded*/, Layout& layout) {
+void apply_version(const Version& version, Layout& layout) {
     const VersionRow* row = &kRows[0];
     for (const VersionRow& candidate : kRows)
         if (candidate.minor <= version.minor) row = &candidate;

@@ -13,7 +13,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     process::Mapping mapping;
     mapping.end = base::Address(4096);
     (void)image->load_bias(std::span(&mapping, 1));
-    const elf::DwarfTypes types(*image, {"_ts", "PyCodeObject", "_frameowner"}, {"probe.c"});
+    const elf::DwarfTypes types(*image, {"_ts", "PyCodeObject"}, {"_frameowner"}, {"probe.c"});
     (void)types.size_of("_ts");
     (void)types.offset_of("_ts", "next");
     (void)types.offset_of("_ts", "nested.member");

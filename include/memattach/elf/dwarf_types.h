@@ -15,15 +15,17 @@ namespace memattach::elf {
 
 /// The sizes, member offsets and enumerators of C types, from a file's DWARF.
 ///
-///     DwarfTypes types(image, {"_ts", "PyCodeObject"}, {"pystate.c", "ceval.c"});
+///     DwarfTypes types(image, {"_ts", "PyCodeObject"}, {"_PyCFrame"}, {"pystate.c", "ceval.c"});
 ///     types.offset_of("_ts", "prev");            // 0
 ///     types.offset_of("pyruntimestate", "interpreters.head");
 ///
-/// Types are looked for by their tag or their typedef's name, first in the compilation units whose source
-/// file's base name is in `units`, then in all the others; reading stops when each has been found once.
+/// Types are looked for by their tag or their typedef's name, in the compilation units whose source file's
+/// base name is in `units`. Only while one of `required` hasn't been found are the other units read too, so
+/// those in `optional` should be defined where a required one is.
 class DwarfTypes {
   public:
-    DwarfTypes(const Image& image, std::vector<std::string> types, std::vector<std::string> units);
+    DwarfTypes(const Image& image, const std::vector<std::string>& required,
+               const std::vector<std::string>& optional, const std::vector<std::string>& units);
     ~DwarfTypes();
     DwarfTypes(const DwarfTypes&) = delete;
     DwarfTypes& operator=(const DwarfTypes&) = delete;

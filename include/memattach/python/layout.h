@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "memattach/base/address.h"
 
@@ -162,6 +163,8 @@ struct Runtime {
     Layout layout;
     LayoutSource layout_source = LayoutSource::built_in;
     std::string found_by;  ///< for `doctor`: "symbol _PyRuntime in .dynsym of /usr/bin/python3.11"
+    /// What the user must know: "Python 3.16 is newer than this memattach: …".
+    std::vector<std::string> notes;
 };
 
 }  // namespace memattach::python

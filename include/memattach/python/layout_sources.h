@@ -17,7 +17,7 @@ namespace memattach::python {
 bool is_plausible(const Layout& layout, std::string& why);
 
 /// What depends on the version alone: encodings and enumerators. `layout` keeps its offsets.
-void apply_version(const Version& version, bool free_threaded, Layout& layout);
+void apply_version(const Version& version, Layout& layout);
 
 /// How many bytes from the start of _PyRuntime on parse_debug_offsets can make use of.
 inline constexpr std::size_t kDebugOffsetsBytes = 1024;
@@ -31,6 +31,9 @@ struct DebugOffsets {
 
 /// The version in PY_VERSION_HEX's form.
 Version version_from_hex(std::uint32_t hex);
+
+/// "3.15": the newest version whose debug offsets are known.
+std::string newest_known_version();
 
 /// Reads struct _Py_DebugOffsets, the first member of _PyRuntime since 3.13. Nothing where `bytes` doesn't
 /// start with one or where its offsets make no sense; `why` then says so in one clause.
