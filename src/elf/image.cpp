@@ -133,22 +133,29 @@ std::optional<Symbol> Image::find_symbol(std::string_view name) const {
 }
 
 std::optional<std::uint64_t> Image::load_bias(std::span<const process::Mapping> mappings) const {
-    // The loader maps whole pages around each segment. Two segments may begin on one page of the file, so
-    // the permissions decide between them; RELRO splits a writable segment's mapping, so its first part may
-    // have lost its w.
-    for (const bool exact : {true, false}) {
-        for (const process::Mapping& mapping : mappings) {
-            for (const Segment& segment : segments_) {
-                if (page_start(segment.file_offset) != mapping.file_offset || segment.memory_bytes == 0)
-                    continue;
-                if (exact &&
-                    (segment.executable != mapping.executable || segment.writable != mapping.writable))
-                    continue;
-                return mapping.start.value() - page_start(segment.address);
-            }
+    // The loader maps whole pages around each segment, so that one page of the file can be in two segments,
+    // and permissions don't tell them apart (RELRO takes the w away): the bias that most mappings agree with.
+    std::optional<std::uint64_t> best;
+    std::size_t best_count = 0;
+    for (const process::Mapping& first : mappings) {
+        for (const Segment& segment : segments_) {
+            if (page_start(segment.file_offset) != first.file_offset || segment.memory_bytes == 0) continue;
+            const std::uint64_t bias = first.start.value() - page_start(segment.address);
+            const auto count =
+                std::count_if(mappings.begin(), mappings.end(), [&](const process::Mapping& m) {
+                    return std::any_of(segments_.begin(), segments_.end(), [&](const Segment& s) {
+                        return m.file_offset >= page_start(s.file_offset) &&
+                               m.file_offset < s.file_offset + s.file_bytes &&
+                               m.start.value() - m.file_offset ==
+                                   bias + page_start(s.address) - page_start(s.file_offset);
+                    });
+                });
+            if (static_cast<std::size_t>(count) <= best_count) continue;
+            best = bias;
+            best_count = static_cast<std::size_t>(count);
         }
     }
-    return std::nullopt;
+    return best;
 }
 
 }  // namespace memattach::elf

@@ -68,8 +68,8 @@ class Image {
     /// A defined symbol of that name, from .dynsym or else from .symtab.
     [[nodiscard]] std::optional<Symbol> find_symbol(std::string_view name) const;
 
-    /// What was added to the file's addresses when it was loaded, told from where one of its segments is
-    /// mapped; nothing where none of `mappings` (of this file) fits.
+    /// What was added to the file's addresses when it was loaded, told from where its segments are mapped;
+    /// nothing where none of `mappings` (of this file) fits.
     [[nodiscard]] std::optional<std::uint64_t> load_bias(std::span<const process::Mapping> mappings) const;
 
     [[nodiscard]] Elf* handle() const { return elf_.get(); }
