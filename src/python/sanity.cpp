@@ -60,8 +60,10 @@ class Walk {
             const base::Address address(*code & ~layout_.stackref_tag_mask);
             const std::string type = type_name(address);
             if (type == "code") return check_code(address, why);
-            if (layout_.owner_shim == kAbsent) return contradiction(why, "a frame's code is of another type");
-            // Trampolines have None or nothing at all there.
+            // The interpreter's own trampolines have None there (3.13+) or nothing at all.
+            const bool trampoline =
+                layout_.owner_shim != kAbsent && (address.is_null() || type == "NoneType");
+            if (!trampoline) return contradiction(why, "a frame's code is of another type");
             const auto next = memory_.read_address(*frame + layout_.frame.previous);
             if (!next) return contradiction(why, "a frame can't be read");
             frame = next;
