@@ -25,7 +25,8 @@ std::string read_data(const process::Memory& memory, const process::Mapping& map
 /// Looks at one module, from its file where that can be had and else from its memory.
 class ModuleSearch {
   public:
-    ModuleSearch(int pid, const process::Memory& memory, Module module) : memory_(memory) {
+    ModuleSearch(int pid, const process::Memory& memory, Module module, bool likely)
+        : memory_(memory), likely_(likely) {
         found_.module = std::move(module);
         const process::Mapping& first = found_.module.mappings.front();
         if (first.file_offset == 0) found_.memory_image = elf::MemoryImage::read(memory, first.start);
@@ -73,10 +74,10 @@ class ModuleSearch {
         const auto address = found_.memory_image->find_symbol("_PyRuntime");
         return address && accept(*address, "symbol _PyRuntime in the memory");
     }
-    /// The last resort for 3.13+: the debug offsets' cookie in what the module may write to. Only where the
-    /// name says Python, or every process's memory would be read through for nothing.
+    /// The last resort for 3.13+: the debug offsets' cookie in what the module may write to. Only in likely
+    /// modules, or every process's memory would be read through for nothing.
     bool by_cookie() {
-        if (found_.module.base_name().find("python") == std::string_view::npos) return false;
+        if (!likely_) return false;
         for (const process::Mapping& mapping : found_.module.data) {
             const std::string bytes = read_data(memory_, mapping);
             for (std::size_t at = 0; (at = bytes.find(kCookie, at)) != std::string::npos;
@@ -96,6 +97,7 @@ class ModuleSearch {
     }
 
     const process::Memory& memory_;
+    bool likely_;
     Interpreter found_;
 };
 
@@ -118,12 +120,13 @@ Located locate_interpreters(int pid, const process::Memory& memory) {
     const std::string exe = process::read_link(fmt::format("/proc/{}/exe", pid)).value_or("");
     for (Module& module : candidate_modules(process::read_maps(pid), exe)) {
         // Once there is one, only likely places for a second are looked at.
-        if (!located.interpreters.empty() && module.base_name().find("python") == std::string_view::npos)
-            break;
+        const bool named_so = module.base_name().find("python") != std::string_view::npos;
+        if (!located.interpreters.empty() && !named_so) break;
         const auto version = version_in_name(module.base_name());
         if (version && (version->major < 3 || version->minor < 7)) located.old_version = version;
+        const bool likely = named_so || module.path == exe;
         module.path = process::path_in_target(pid, module.path);
-        ModuleSearch search(pid, memory, std::move(module));
+        ModuleSearch search(pid, memory, std::move(module), likely);
         if (auto interpreter = search.find()) {
             located.interpreters.push_back(std::move(*interpreter));
         } else if (located.unopened.empty()) {
