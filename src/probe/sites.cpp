@@ -34,8 +34,7 @@ std::optional<elf::Image> open_static(int pid, const std::vector<process::Mappin
     std::copy_if(maps.begin(), maps.end(), std::back_inserter(own),
                  [&](const process::Mapping& m) { return m.inode != 0 && m.path == path; });
     if (own.empty()) return std::nullopt;
-    std::string why;
-    auto image = elf::Image::open(process::open_mapped_file(pid, own.front(), why));
+    auto image = elf::Image::open(process::open_mapped_file(pid, own.front()).fd);
     if (!image) return std::nullopt;
     const auto found = image->load_bias(own);
     if (!found) return std::nullopt;

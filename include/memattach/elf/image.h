@@ -1,7 +1,7 @@
 /// ELF files of the target, through libelf: where they are loaded, what they are called by (build id), and
 /// where their symbols are.
 ///
-///     auto image = Image::open(process::open_mapped_file(pid, mapping));       // or nothing
+///     auto image = Image::open(process::open_mapped_file(pid, mapping).fd);    // or nothing
 ///     auto bias = image->load_bias(mappings_of_that_file);
 ///     if (auto symbol = image->find_symbol("_PyRuntime")) address = *bias + symbol->value;
 ///
