@@ -3,7 +3,6 @@
 #include <doctest/doctest.h>
 
 #include <cstddef>
-#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <span>
@@ -14,8 +13,7 @@ namespace memattach::test {
 
 /// The bytes of tests/fuzz/corpus/NAME.
 inline std::vector<std::byte> corpus(const std::string& name) {
-    const auto tests = std::filesystem::path(__FILE__).parent_path().parent_path();
-    std::ifstream file(tests / "fuzz/corpus" / name, std::ios::binary);
+    std::ifstream file(MEMATTACH_TESTS "/fuzz/corpus/" + name, std::ios::binary);
     const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
     REQUIRE_FALSE(bytes.empty());
     const auto raw = std::as_bytes(std::span(bytes));
