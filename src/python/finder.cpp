@@ -74,13 +74,15 @@ class Finder {
         Located located = locate_interpreters(pid_, memory_);
         for (const Interpreter& interpreter : located.interpreters) {
             std::string reason;
+            not_started_ = false;
             if (auto runtime = read_runtime(interpreter, reason)) return runtime;
-            if (why.empty()) why = std::move(reason);
+            waits_for_interpreter_ |= not_started_;
+            if (why.empty() || !not_started_) why = std::move(reason);
         }
         if (!why.empty()) return std::nullopt;
         if (located.old_version) throw base::Error(too_old(*located.old_version));
-        why = fmt::format("process {} ({}) is not Python", pid_,
-                          base::printable(process::command_line(pid_), 200));
+        why = fmt::format("process {} ({}) {}", pid_, base::printable(process::command_line(pid_), 200),
+                          located.other.empty() ? "is not Python" : located.other);
         if (!located.unopened.empty()) why += "; " + base::printable(located.unopened);
         return std::nullopt;
     }
@@ -109,7 +111,7 @@ class Finder {
         const auto offsets = parse_debug_offsets(head, reason);
         const auto version = offsets ? offsets->version : find_version(interpreter, memory_);
         if (!version) {
-            waits_for_interpreter_ = true;  // before 3.11 the text that says it is written at start-up
+            not_started_ = true;  // before 3.11 the text that says it is written at start-up
             why = not_started();
             return std::nullopt;
         }
@@ -128,13 +130,14 @@ class Finder {
         } else {
             note(reasons, "debug offsets", reason);
         }
-        if (!waits_for_interpreter_ && read_by_dwarf(runtime, interpreter, reasons)) return runtime;
-        if (!waits_for_interpreter_ && read_by_table(runtime, reasons)) return runtime;
-        why = waits_for_interpreter_
-                  ? not_started()
-                  : fmt::format("the structures of Python {}.{}.{} in {} can't be read ({})", version->major,
-                                version->minor, version->micro, base::printable(interpreter.module.path),
-                                reasons);
+        if (!not_started_ && read_by_dwarf(runtime, interpreter, reasons)) return runtime;
+        if (!not_started_ && read_by_table(runtime, reasons)) return runtime;
+        why = not_started_ ? not_started()
+                           : fmt::format(
+                                 "the structures of Python {}.{}.{} in {} can't be read ({}): the "
+                                 "package with its debug symbols would tell them",
+                                 version->major, version->minor, version->micro,
+                                 base::printable(interpreter.module.path), reasons);
         return std::nullopt;
     }
 
@@ -146,7 +149,7 @@ class Finder {
             if (is_plausible(*layout, ignored) &&
                 accept(runtime, *layout, LayoutSource::dwarf_cache, ignored))
                 return true;
-            if (waits_for_interpreter_) return false;
+            if (not_started_) return false;
         }
         std::string reason = "no file to read it from";
         std::optional<Layout> layout;
@@ -201,7 +204,7 @@ class Finder {
         std::string why;
         const Sanity sanity = check_layout(memory_, runtime.address, layout, why);
         if (sanity == Sanity::not_started) {
-            waits_for_interpreter_ = true;
+            not_started_ = true;
             return false;
         }
         if (sanity == Sanity::contradicted) {
@@ -216,7 +219,8 @@ class Finder {
     int pid_;
     const process::Memory& memory_;
     const FindOptions& options_;
-    bool waits_for_interpreter_ = false;
+    bool not_started_ = false;            ///< the interpreter that is being looked at
+    bool waits_for_interpreter_ = false;  ///< one of them is
 };
 
 }  // namespace

@@ -22,6 +22,11 @@ std::string read_data(const process::Memory& memory, const process::Mapping& map
     return bytes;
 }
 
+bool is_32_bit(const process::Memory& memory, const Module& module) {
+    const auto identification = memory.read<std::array<char, 5>>(module.mappings.front().start);
+    return identification == std::array<char, 5>{'\x7f', 'E', 'L', 'F', 1};
+}
+
 /// Looks at one module, from its file where that can be had and else from its memory.
 class ModuleSearch {
   public:
@@ -124,6 +129,10 @@ Located locate_interpreters(int pid, const process::Memory& memory) {
         if (!located.interpreters.empty() && !named_so) break;
         const auto version = version_in_name(module.base_name());
         if (version && (version->major < 3 || version->minor < 7)) located.old_version = version;
+        if (module.path == exe && is_32_bit(memory, module))
+            located.other = "is a 32-bit program, and memattach reads 64-bit ones";
+        if (module.base_name().find("pypy") != std::string_view::npos)
+            located.other = "runs PyPy, and memattach reads CPython";
         const bool likely = named_so || module.path == exe;
         module.path = process::path_in_target(pid, module.path);
         ModuleSearch search(pid, memory, std::move(module), likely);

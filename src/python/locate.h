@@ -34,6 +34,7 @@ struct Located {
     /// version here; `unopened` says which file couldn't be looked into, in one clause.
     std::optional<Version> old_version;
     std::string unopened;
+    std::string other;  ///< "runs PyPy, which memattach can't read": something better known than "not Python"
 };
 
 /// Looks for _PyRuntime in the modules of the process. `memory` is read where a file can't be.

@@ -16,6 +16,7 @@ class Walk {
 
     Sanity run(base::Address runtime, std::string& why) {
         bool any_thread = false;
+        bool any_frame = false;
         auto interpreter = memory_.read_address(runtime + layout_.runtime.interpreters_head);
         if (!interpreter) return contradiction(why, "the list of interpreters can't be read");
         for (int i = 0; i < kMaxInterpreters && !interpreter->is_null(); ++i) {
@@ -30,12 +31,18 @@ class Walk {
                     memory_.read_address(*thread + layout_.thread.prev) != previous)
                     return contradiction(why, "thread states aren't linked both ways");
                 any_thread = true;
-                const Sanity frame = check_frames(*thread, why);
-                if (frame != Sanity::no_frames) return frame;
+                if (!any_frame) {
+                    const Sanity frame = check_frames(*thread, why);
+                    if (frame == Sanity::contradicted) return frame;
+                    any_frame = frame == Sanity::confirmed;
+                }
                 previous = *thread;
                 thread = memory_.read_address(*thread + layout_.thread.next);
                 if (!thread) return contradiction(why, "a thread state can't be read");
             }
+            if (any_thread && !check_gil(runtime, *interpreter))
+                return contradiction(why, "the GIL isn't where it should be");
+            if (any_frame) return Sanity::confirmed;
             interpreter = memory_.read_address(*interpreter + layout_.interpreter.next);
             if (!interpreter) return contradiction(why, "an interpreter state can't be read");
         }
@@ -43,6 +50,26 @@ class Walk {
     }
 
   private:
+    /// Both ways to the GIL are plain words in the middle of large structures, which a table of a slightly
+    /// other version could miss.
+    [[nodiscard]] bool check_gil(base::Address runtime, base::Address interpreter) const {
+        if (layout_.runtime.tstate_current != kAbsent) {
+            const auto holder = memory_.read_address(runtime + layout_.runtime.tstate_current);
+            if (!holder) return false;
+            if (holder->is_null()) return true;
+            // It may belong to another interpreter; that one begins with its `next` or leads to its threads.
+            const auto owner = memory_.read_address(*holder + layout_.thread.interp);
+            const auto first =
+                owner ? memory_.read_address(*owner + layout_.interpreter.threads_head) : owner;
+            return first && memory_.read_address(*first + layout_.thread.interp) == owner;
+        }
+        if (layout_.interpreter.ceval_gil == kAbsent || layout_.gil.locked == kAbsent) return true;
+        const auto gil = memory_.read_address(interpreter + layout_.interpreter.ceval_gil);
+        const auto locked = gil ? memory_.read<std::int32_t>(*gil + layout_.gil.locked) : std::nullopt;
+        // −1 before it is created, then 0 or 1: Python/ceval_gil.c
+        return locked && *locked >= -1 && *locked <= 1;
+    }
+
     static Sanity contradiction(std::string& why, std::string_view what) {
         why = what;
         return Sanity::contradicted;

@@ -20,7 +20,7 @@ class FakeInterpreter {
     explicit FakeInterpreter(const python::BuiltInLayout& table) : layout(table.layout) {
         python::apply_version(table.version, layout);
         for (const Address page :
-             {runtime, interpreter, thread, cframe, frame, code, name, table_bytes, types, texts})
+             {runtime, interpreter, thread, cframe, frame, code, name, table_bytes, types, texts, gil})
             memory.map_zeros(page, 0x1000);
         memory.map_zeros(runtime, layout.runtime.size);
         memory.map_zeros(interpreter, layout.interpreter.size);
@@ -33,6 +33,8 @@ class FakeInterpreter {
             point(thread + layout.thread.cframe, cframe);
             point(cframe + layout.cframe.current_frame, frame);
         }
+        if (layout.interpreter.ceval_gil != python::kAbsent)
+            point(interpreter + layout.interpreter.ceval_gil, gil);
         point(frame + layout.frame.code, code);
         object(code, 0, "code");
         object(name, 1, "str");
@@ -50,7 +52,8 @@ class FakeInterpreter {
     python::Layout layout;
     std::string why;
     Address runtime{0x100000}, interpreter{0x200000}, thread{0x400000}, cframe{0x500000}, frame{0x600000},
-        code{0x700000}, name{0x800000}, table_bytes{0x900000}, types{0xa00000}, texts{0xb00000};
+        code{0x700000}, name{0x800000}, table_bytes{0x900000}, types{0xa00000}, texts{0xb00000},
+        gil{0xc00000};
 
   private:
     void object(Address at, std::uint64_t number, const char* type_name) {
@@ -120,6 +123,23 @@ TEST_CASE("each structure that isn't what it should be is noticed") {
     });
     check_each(Sanity::contradicted, [](FakeInterpreter& f) {
         f.point(f.frame + f.layout.frame.code, Address(~std::uint64_t{7}));
+    });
+}
+
+TEST_CASE("the GIL's holder or lock that can't be one") {
+    check_each(Sanity::contradicted, [](FakeInterpreter& f) {
+        if (f.layout.runtime.tstate_current != python::kAbsent) {
+            f.point(f.runtime + f.layout.runtime.tstate_current, f.texts);
+        } else {
+            f.memory.write<std::int32_t>(f.gil + f.layout.gil.locked, 77);
+        }
+    });
+    check_each(Sanity::confirmed, [](FakeInterpreter& f) {
+        if (f.layout.runtime.tstate_current != python::kAbsent) {
+            f.point(f.runtime + f.layout.runtime.tstate_current, f.thread);
+        } else {
+            f.memory.write<std::int32_t>(f.gil + f.layout.gil.locked, 1);
+        }
     });
 }
 
