@@ -204,6 +204,7 @@ AllocTracerStats AllocTracer::stats() const {
     out.coverage_malloc = figures.coverage_malloc.load();
     out.coverage_object = figures.coverage_object.load();
     out.text_verified = text_verified_;
+    out.has_objects = !sites_.object_name.empty();
     out.allocator = sites_.malloc_name;
     if (!sites_.object_name.empty()) out.allocator += " and " + sites_.object_name;
     out.notes = sites_.notes;

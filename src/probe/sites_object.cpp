@@ -81,9 +81,9 @@ class Finder {
         return {};
     }
 
-    /// Static variables up to 3.11, part of _PyRuntime later. The exported functions load from them near their
-    /// start, mostly relative to the instruction pointer: four bytes there that, taken as such a displacement,
-    /// lead to four function pointers in a row can be nothing else.
+    /// Static variables up to 3.11, part of _PyRuntime later. The exported functions load from them near
+    /// their start, mostly relative to the instruction pointer: four bytes there that, taken as such a
+    /// displacement, lead to four function pointers in a row can be nothing else.
     [[nodiscard]] Domains by_code() const {
         return {by_code("PyMem_RawMalloc"), by_code("PyMem_Malloc"), by_code("PyObject_Malloc")};
     }

@@ -7,9 +7,12 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <new>
@@ -60,6 +63,19 @@ void use_dev_null() {
     ::dup2(null.get(), 1);
 }
 
+/// Whatever else was open here (outputs, other probes' events) is to end when the analysing process closes
+/// it.
+void close_other_files(std::array<int, 3> keep) {
+    std::sort(keep.begin(), keep.end());
+    unsigned first = 3;
+    for (const int fd : keep) {
+        const auto kept = static_cast<unsigned>(fd);
+        if (kept > first) syscall(SYS_close_range, first, kept - 1, 0);
+        first = kept + 1;
+    }
+    syscall(SYS_close_range, first, ~0U, 0);
+}
+
 }  // namespace
 
 TraceProcess::TraceProcess(pid_t pid, const python::Runtime& runtime, const SiteMap& sites,
@@ -90,6 +106,7 @@ TraceProcess::TraceProcess(pid_t pid, const python::Runtime& runtime, const Site
     if (tracer_ == 0) {
         become_durable(analyser);
         use_dev_null();
+        close_other_files({memory_.get(), notify_.get(), alive_write_.get()});
         trace(runtime, sites, options);
     }
     alive_write_.reset();

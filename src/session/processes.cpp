@@ -31,6 +31,7 @@ struct Processes::Watched {
     ProcessEnd end;
     std::uint64_t start_cpu_ns = 0, last_cpu_ns = 0;
     std::unique_ptr<probe::CpuSampler> sampler;
+    std::unique_ptr<MemoryLens> allocs;
 };
 
 Processes::Processes(const Options& options, Loop& loop, Recorder& recorder)
@@ -57,6 +58,7 @@ void Processes::watch_target(int pid, const python::Runtime& runtime) {
 
 void Processes::watch(int pid, const python::Runtime& runtime, bool is_target) {
     auto watched = std::make_unique<Watched>(pid, runtime, is_target);
+    if (options_.memory) watch_memory(*watched);  // first: it forks
     if (options_.cpu) {
         const probe::CpuOptions cpu{options_.rate_hz, options_.idle};
         watched->sampler = std::make_unique<probe::CpuSampler>(pid, watched->runtime, watched->memory,
@@ -68,6 +70,23 @@ void Processes::watch(int pid, const python::Runtime& runtime, bool is_target) {
     watched_.emplace(pid, std::move(watched));
 }
 
+/// Where it is one lens of two, the other goes on without it, and the profile says so.
+void Processes::watch_memory(Watched& watched) {
+    MemoryLens::Events events;
+    events.child_started = [this](int child) { child_started(child); };
+    events.exec_called = [this](int pid) {
+        if (!options_.cpu) exec_called(pid);  // else the sampler tells
+    };
+    try {
+        watched.allocs = std::make_unique<MemoryLens>(watched.pid, watched.runtime, watched.memory, options_,
+                                                      recorder_, loop_, std::move(events));
+    } catch (const base::Error& error) {
+        if (watched.is_target && !options_.cpu) throw;
+        notes_.push_back(
+            fmt::format("allocations of process {} are not seen: {}", watched.pid, error.what()));
+    }
+}
+
 void Processes::account(Watched& watched) {
     if (const auto cpu = process_cpu_ns(watched.pid))
         watched.last_cpu_ns = std::max(watched.last_cpu_ns, *cpu);
@@ -75,6 +94,12 @@ void Processes::account(Watched& watched) {
 
 void Processes::end_probe(Watched& watched) {
     account(watched);
+    if (watched.allocs) {
+        watched.allocs->finish();
+        memory_.add(watched.allocs->stats());
+        ended_alloc_samples_ += watched.allocs->samples();
+        watched.allocs.reset();
+    }
     if (!watched.sampler) return;
     loop_.remove(*watched.sampler);
     watched.sampler->finish();
@@ -178,7 +203,15 @@ void Processes::finish(profile::Session& session) {
     for (auto& [pid, watched] : watched_) end_probe(*watched);
     session.engine_cpu = engine_;
     session.loss = losses_;
+    memory_.fill(session, options_.malloc_threshold_mb * 1024 * 1024);
     session.notes.insert(session.notes.end(), notes_.begin(), notes_.end());
+}
+
+std::uint64_t Processes::alloc_samples() const {
+    std::uint64_t total = ended_alloc_samples_;
+    for (const auto& [pid, watched] : watched_)
+        if (watched->allocs) total += watched->allocs->samples();
+    return total;
 }
 
 double Processes::cpu_s() const {

@@ -123,7 +123,6 @@ void Run::attach() {
                                                     [this](int pid) { processes_->exec_called(pid); }});
     processes_ = std::make_unique<Processes>(options_, loop_, *recorder_);
     processes_->watch_target(pid_, runtime);
-    // The memory half's source is made here and added to the loop in the same way.
     session_.started = now_text();
     session_.rate_hz = options_.rate_hz;
     totals_.rss_start_bytes = processes_->rss_bytes();
@@ -165,6 +164,7 @@ void Run::housekeeping() {
         Progress progress;
         progress.elapsed_s = static_cast<double>(now - start_ns_) / 1e9;
         progress.cpu_samples = recorder_->cpu_samples();
+        progress.allocations = processes_->alloc_samples();
         progress_(progress);
     }
 }
@@ -176,6 +176,8 @@ void Run::conclude() {
     processes_->finish(session_);
     add_timeline_point(end_ns);
     totals_.cpu_s = processes_->cpu_s();
+    totals_.unknown_frees = processes_->unknown_frees();
+    if (options_.memory) totals_.before_attach_bytes = totals_.rss_start_bytes;
     if (processes_->target_state() == Processes::State::execed_away)
         outcome_.code = base::ExitCode::target_lost;
     if (processes_->target_state() == Processes::State::ended) {

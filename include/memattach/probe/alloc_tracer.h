@@ -53,6 +53,7 @@ struct AllocTracerStats {
     double overhead_pct = 0;
     double coverage_malloc = 0;
     double coverage_object = 0;
+    bool has_objects = false;           ///< Python's small objects are seen
     std::optional<bool> text_verified;  ///< after finish()
     std::string allocator;              ///< "glibc", "pymalloc"
     std::vector<std::string> notes;

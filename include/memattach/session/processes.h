@@ -14,6 +14,7 @@
 #include "memattach/profile/profile.h"
 #include "memattach/python/layout.h"
 #include "memattach/session/loop.h"
+#include "memattach/session/memory_lens.h"
 #include "memattach/session/options.h"
 #include "memattach/session/recorder.h"
 #include "memattach/session/target.h"
@@ -47,6 +48,10 @@ class Processes {
     /// CPU time that all of them burned since they were first watched.
     [[nodiscard]] double cpu_s() const;
     [[nodiscard]] std::optional<double> rss_bytes() const;
+    /// Allocations sampled so far.
+    [[nodiscard]] std::uint64_t alloc_samples() const;
+    /// After finish(): frees of blocks that were not sampled, or allocated before attach.
+    [[nodiscard]] std::optional<std::uint64_t> unknown_frees() const { return memory_.unknown_frees(); }
     [[nodiscard]] std::size_t watched_count() const { return watched_ever_; }
 
   private:
@@ -57,6 +62,7 @@ class Processes {
         bool is_target = false;
     };
     void watch(int pid, const python::Runtime& runtime, bool is_target);
+    void watch_memory(Watched& watched);
     void drop(int pid);
     void end_probe(Watched& watched);
     void try_candidates(std::uint64_t now_ns);
@@ -77,6 +83,8 @@ class Processes {
     trace::LossCounts losses_;
     std::vector<std::string> notes_;
     std::string engine_;
+    MemoryAccount memory_;
+    std::uint64_t ended_alloc_samples_ = 0;
 };
 
 }  // namespace memattach::session

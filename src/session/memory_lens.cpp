@@ -1,0 +1,85 @@
+#include "memattach/session/memory_lens.h"
+
+#include <algorithm>
+
+#include "memattach/base/clock.h"
+
+namespace memattach::session {
+namespace {
+
+constexpr double kBytesPerMb = 1024 * 1024;
+
+}  // namespace
+
+MemoryLens::MemoryLens(int pid, const python::Runtime& runtime, const process::Memory& memory,
+                       const Options& options, Recorder& recorder, Loop& loop, Events events)
+    : recorder_(recorder), loop_(loop), events_(std::move(events)) {
+    probe::AllocProbeOptions alloc;
+    alloc.max_overhead = options.max_overhead_pct / 100;
+    alloc.threshold_bytes = options.malloc_threshold_mb * kBytesPerMb;
+    alloc.seed = base::monotonic_ns();
+    tracer_ =
+        std::make_unique<probe::AllocTracer>(pid, runtime, memory, recorder.functions(), alloc, *this, loop);
+    loop_.add(*tracer_);
+}
+
+MemoryLens::~MemoryLens() {
+    loop_.remove(*tracer_);
+}
+
+void MemoryLens::finish() {
+    tracer_->finish();
+}
+
+MemoryLens::StackId MemoryLens::intern_stack(const trace::Stack& stack) {
+    return static_cast<StackId>(recorder_.builder().intern(stack));
+}
+
+void MemoryLens::add(const trace::Alloc& alloc, StackId stack) {
+    recorder_.builder().add(alloc, static_cast<profile::Builder::StackId>(stack));
+}
+
+void MemoryLens::add(const trace::Free& free) {
+    recorder_.builder().add(free);
+}
+
+void MemoryLens::add(const trace::Window& window) {
+    recorder_.builder().add(window);
+}
+
+void MemoryAccount::add(const probe::AllocTracerStats& stats) {
+    parts_.push_back(stats);
+}
+
+void MemoryAccount::fill(profile::Session& session, double threshold_bytes) const {
+    if (parts_.empty()) return;
+    session.engine_alloc = "ptrace";
+    session.threshold_bytes = threshold_bytes;
+    // The shares are the target's own, which comes first; children have theirs in the same spirit.
+    session.coverage_malloc = parts_.front().coverage_malloc;
+    if (parts_.front().has_objects) session.coverage_object = parts_.front().coverage_object;
+    session.overhead_pct = parts_.front().overhead_pct;
+    for (const probe::AllocTracerStats& part : parts_) {
+        session.stopped_s += part.stopped_s;
+        session.longest_stop_us = std::max(session.longest_stop_us, part.longest_stop_us);
+        if (part.text_verified) {
+            session.text_verified = session.text_verified.value_or(true) && *part.text_verified;
+        }
+        for (std::size_t i = 0; i < part.loss.counts.size(); ++i)
+            session.loss.counts[i] += part.loss.counts[i];
+        for (const std::string& note : part.notes) {
+            if (std::find(session.notes.begin(), session.notes.end(), note) == session.notes.end()) {
+                session.notes.push_back(note);
+            }
+        }
+    }
+}
+
+std::optional<std::uint64_t> MemoryAccount::unknown_frees() const {
+    if (parts_.empty()) return std::nullopt;
+    std::uint64_t sum = 0;
+    for (const probe::AllocTracerStats& part : parts_) sum += part.unknown_frees;
+    return sum;
+}
+
+}  // namespace memattach::session
