@@ -92,7 +92,12 @@ void AllocProbe::start(Tracer& tracer) {
     policy.max_overhead = options_.max_overhead;
     policy.threshold_bytes = options_.threshold_bytes;
     policy.seed = options_.seed;
+    // The first walk of a stack costs a hundred times as much as the next: that is done before anybody waits.
+    for (const python::ThreadState& state : reader_.threads()) {
+        if (reader_.walk(state.address, raw_) == python::WalkStatus::gone) continue;
+    }
     const std::uint64_t now_ns = base::monotonic_ns();
+    thread_states_.refresh(now_ns);
     schedule_.emplace(policy, moment(now_ns));
     apply_plan(now_ns);
 }
@@ -218,21 +223,14 @@ void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& 
     const PlannedSite& planned = sites_[index];
     const Site& site = planned.site;
     const std::uint64_t slot = regs.rsp + planned.point.return_slot_bytes;
-    const auto return_address = Tracer::peek(tid, slot);
-    if (!return_address) return;
     hit_ = {};
     hit_.kind = site.group;
     hit_counts_ = true;
     shared_.figures.hits.fetch_add(1, std::memory_order_relaxed);
     ThreadCalls& thread = threads_[tid];
-    // glibc's realloc(NULL, n) jumps to malloc: the same call, seen by a second site.
-    const bool passed_on = thread.last.site != index && thread.last.stack_pointer == slot &&
-                           thread.last.return_address == *return_address &&
-                           sites_[thread.last.site].site.kind == SiteKind::reallocate;
-    thread.last = {index, slot, *return_address};
     drop_stale(thread, slot);
-    if (passed_on || from_inside(site, *return_address)) return;
-
+    const LastHit last = thread.last;
+    thread.last = {index, slot, 0};
     if (site.kind == SiteKind::release) {
         release(tid, argument(site.args.old, regs), 0);
         return;
@@ -241,6 +239,9 @@ void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& 
         release(tid, argument(site.args.old, regs), argument(site.args.size, regs));
         return;
     }
+    // glibc's realloc(NULL, n) jumps to malloc: the same call, seen by a second site.
+    const bool may_be_passed_on = last.site != index && last.stack_pointer == slot &&
+                                  sites_[last.site].site.kind == SiteKind::reallocate;
     const auto asked = requested_bytes(site, regs);
     if (!asked) return;
     const bool elsewhere = site.limit_bytes != 0 && *asked > site.limit_bytes;
@@ -256,6 +257,14 @@ void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& 
         hit_.size_bytes = size;
         call.kept = (size != 0 || site.kind == SiteKind::allocate) && sampler_.keep(size, sampling_bytes);
     }
+    // Reading the return address costs as much as all the rest of an ordinary hit in here.
+    const bool reallocates = site.kind == SiteKind::reallocate;
+    if (!call.kept && call.old == 0 && !reallocates) return;
+    const auto return_address = Tracer::peek(tid, slot);
+    if (!return_address) return;
+    thread.last.return_address = *return_address;
+    if (may_be_passed_on && last.return_address == *return_address) return;
+    if (from_inside(site, *return_address)) return;
     if (!call.kept && call.old == 0) return;
     hit_.sampled = call.kept;
     call.site = index;

@@ -248,8 +248,12 @@ void Tracer::handle_breakpoint(pid_t tid, Thread& thread, user_regs_struct& regs
         return copy;
     }();
     ThreadMemory memory(tid);
-    bool carried_out = false;
-    if (breakpoint.displaced && emulate(*breakpoint.displaced, base::Address(address), regs, memory)) {
+    // endbr64 and other no-ops with a prefix: what follows the int3 is a no-op as well. Nothing to write.
+    bool carried_out = breakpoint.displaced && breakpoint.displaced->op == Op::nop &&
+                       breakpoint.displaced->length > 1 &&
+                       (breakpoint.original == std::byte{0xF3} || breakpoint.original == std::byte{0x66});
+    if (!carried_out && breakpoint.displaced &&
+        emulate(*breakpoint.displaced, base::Address(address), regs, memory)) {
         carried_out = ptrace(PTRACE_SETREGS, tid, nullptr, &regs) == 0;
     }
     if (!thread.foreign && thread.skip_hit_at != address) {

@@ -20,9 +20,9 @@ class ThreadStates {
     base::Address find(std::uint64_t pthread, std::uint64_t now_ns);
     /// The thread state turned out to be no longer there.
     void forget(std::uint64_t pthread) { states_.erase(pthread); }
+    void refresh(std::uint64_t now_ns);
 
   private:
-    void refresh(std::uint64_t now_ns);
     [[nodiscard]] bool belongs_to(base::Address state, std::uint64_t pthread) const;
 
     const process::Memory& memory_;
