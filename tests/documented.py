@@ -22,7 +22,8 @@ def main():
     for name in ("memattach.1", "completions/memattach.bash", "completions/_memattach", "completions/memattach.fish"):
         text = (top / name).read_text(encoding="utf-8").replace("\\-", "-")
         if name.endswith(".fish"):
-            text = re.sub(r"-l ([a-z][a-z-]*)", r"--\1", text)
+            commands = re.findall(r"^complete .*", text, re.M)
+            text = re.sub(r" -l ([a-z][a-z-]*)", r" --\1", "\n".join(commands))
         named = options(text)
         wrong += [f"{name} lacks {option}" for option in sorted(told - named)]
         wrong += [f"{name} has {option}, which memattach hasn't" for option in sorted(named - told)]

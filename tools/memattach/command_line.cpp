@@ -83,6 +83,7 @@ struct OutputOption {
     std::string session::Options::*file;
 };
 constexpr OutputOption kOutputs[] = {
+    {"--html", ".html", &session::Options::html},
     {"--speedscope", ".speedscope.json", &session::Options::speedscope},
     {"--json", ".json", &session::Options::json},
     {"--collapsed", ".collapsed", &session::Options::collapsed},
@@ -226,6 +227,7 @@ void OutputParser::add(CLI::App& app) {
             ->expected(0, 1)
             ->group(group);
     };
+    add_file("--html", o.html, "A self-contained page");
     add_file("--json", o.json, "Everything, for scripts (memattach.profile/1)");
     add_file("--speedscope", o.speedscope, "For speedscope.app");
     add_file("--collapsed", o.collapsed, "Collapsed stacks, for flame graphs");

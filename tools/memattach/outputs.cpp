@@ -8,6 +8,7 @@
 #include "memattach/base/error.h"
 #include "memattach/base/text.h"
 #include "memattach/report/collapsed.h"
+#include "memattach/report/html.h"
 #include "memattach/report/json.h"
 #include "memattach/report/metric.h"
 #include "memattach/report/speedscope.h"
@@ -32,7 +33,12 @@ report::Metric metric_of(const profile::Profile& profile, const std::string& nam
 
 }  // namespace
 
-Outputs::Outputs(const session::Options& options, const std::string& metric) {
+Outputs::Outputs(const session::Options& options, const std::string& metric, SourceLine source_line) {
+    if (!options.html.empty()) {
+        add(options.html, [source_line = std::move(source_line)](const profile::Profile& profile) {
+            return report::to_html(profile, {source_line});
+        });
+    }
     if (!options.json.empty()) add(options.json, &report::to_json);
     if (!options.speedscope.empty()) add(options.speedscope, &report::to_speedscope);
     if (!options.collapsed.empty()) {

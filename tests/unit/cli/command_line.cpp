@@ -133,6 +133,8 @@ TEST_CASE("a command without -- is pointed to it") {
 TEST_CASE("outputs and their names") {
     CHECK(profile({"-p", "12", "--json"}).options.json == "memattach-12.json");
     CHECK(profile({"--json", "--", "python"}).options.json == "memattach.json");
+    CHECK(profile({"-p", "12", "--html"}).options.html == "memattach-12.html");
+    CHECK(profile({"-p", "12", "-o", "x.html"}).options.html == "x.html");
     CHECK(profile({"--json", "a.json", "-p", "12"}).options.json == "a.json");
     CHECK(profile({"-p", "12", "--json", "-"}).options.json == "-");
     CHECK(profile({"-p", "12", "--json", "-o", "x"}).options.json == "x");
