@@ -1,0 +1,57 @@
+"""The static binary (preset static): needs no file but itself, so that it can be copied to any machine. It is run in an
+empty root with nothing but /proc, against targets outside."""
+
+import os
+import pathlib
+import shutil
+import struct
+import subprocess
+
+from harness import TOP, LiveTest, each_python, main
+
+STATIC = os.environ.get("MEMATTACH_STATIC") or str(TOP / "build/static/memattach")
+
+
+class Static(LiveTest):
+    def setUp(self):
+        super().setUp()
+        if not os.access(STATIC, os.X_OK):
+            self.skipTest(f"{STATIC} is not there: cmake --preset static && cmake --build --preset static")
+
+    def test_it_needs_no_loader_and_no_library(self):
+        image = pathlib.Path(STATIC).read_bytes()
+        offset, size, count = struct.unpack_from("<Q", image, 32)[0], *struct.unpack_from("<HH", image, 54)
+        kinds = [struct.unpack_from("<I", image, offset + i * size)[0] for i in range(count)]
+        self.assertIn(1, kinds)  # PT_LOAD
+        self.assertNotIn(3, kinds)  # PT_INTERP
+        self.assertNotIn(2, kinds)  # PT_DYNAMIC
+
+    def in_empty_root(self, *args, user=None):
+        if os.geteuid() != 0:
+            self.skipTest("needs root, to enter an empty root")
+        root = self.directory()
+        os.mkdir(f"{root}/proc")
+        shutil.copy(STATIC, f"{root}/memattach")
+        enter = ["chroot", *([f"--userspec={user}"] if user else []), root, "/memattach", *map(str, args)]
+        # A mount namespace of its own: the mount is gone with it.
+        body = f'mount -t proc proc {root}/proc && exec "$@"'
+        return subprocess.run(["unshare", "--mount", "sh", "-c", body, "-", *enter], capture_output=True, text=True,
+                              timeout=120)
+
+    @each_python()
+    def test_it_profiles_from_an_empty_root(self, python):
+        target = self.start(python, "cpu_shares.py", "9")
+        run = self.in_empty_root("-p", target.pid, "-d", "1s", "--cpu", "--reduced-profile")
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertIn("heavy", run.stdout)
+
+    def test_it_explains_refusals_there(self):
+        target = self.start_any("cpu_shares.py")
+        run = self.in_empty_root("-p", target.pid, "-d", "1s", user="12345:12345")
+        self.assertEqual(run.returncode, 2, run.stderr)
+        self.assertIn("uid 12345", run.stderr)
+        self.assertEqual(len(run.stderr.strip().split("\n")), 1, run.stderr)
+
+
+if __name__ == "__main__":
+    main()
