@@ -1,14 +1,14 @@
 #include "memattach/process/permission.h"
 
 #include <fmt/format.h>
-#include <pwd.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include <array>
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <string_view>
 #include <vector>
 
 #include "memattach/base/error.h"
@@ -21,12 +21,21 @@ bool has(std::uint64_t capabilities, int capability) {
     return (capabilities >> capability & 1) != 0;
 }
 
+/// The user's name from /etc/passwd, read by hand: getpwuid() of a static binary would load the machine's own
+/// name service modules, of another libc than its own.
 std::string user_name(std::uint32_t uid) {
-    std::array<char, 4096> buffer;
-    passwd entry{};
-    passwd* found = nullptr;
-    if (::getpwuid_r(uid, &entry, buffer.data(), buffer.size(), &found) == 0 && found != nullptr)
-        return fmt::format("{} (uid {})", base::printable(found->pw_name), uid);
+    const std::string text = read_file("/etc/passwd", 1 << 20).value_or("");
+    const std::string id = fmt::format(":{}:", uid);
+    for (std::size_t start = 0; start < text.size();) {
+        const std::size_t end = std::min(text.find('\n', start), text.size());
+        const std::string_view line = std::string_view(text).substr(start, end - start);
+        start = end + 1;
+        const std::size_t name_end = line.find(':');  // name:password:uid:…
+        if (name_end == std::string_view::npos || name_end == 0) continue;
+        const std::size_t password_end = line.find(':', name_end + 1);
+        if (password_end == std::string_view::npos || !line.substr(password_end).starts_with(id)) continue;
+        return fmt::format("{} (uid {})", base::printable(line.substr(0, name_end), 64), uid);
+    }
     return fmt::format("uid {}", uid);
 }
 
