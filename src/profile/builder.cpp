@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
 
 #include "memattach/profile/cells.h"
 #include "memattach/profile/hotspots.h"
@@ -10,6 +11,36 @@
 #include "memattach/profile/rows.h"
 
 namespace memattach::profile {
+namespace {
+
+using SourceLine = std::function<std::string(const std::string& path, std::uint32_t line)>;
+
+void add_sources(Profile& profile, const SourceLine& source_line) {
+    constexpr std::uint32_t kAround = 6;
+    constexpr std::size_t kMostLines = 20'000;
+    constexpr std::size_t kLongestLine = 500;
+    std::size_t count = 0;
+    for (const FileRow& file : profile.files) {
+        if (!file.user_code) continue;
+        std::set<std::uint32_t> wanted;
+        for (const LineRow& row : file.lines) {
+            if (row.line == 0 || row.code.empty()) continue;
+            const std::uint32_t first = row.line > kAround ? row.line - kAround : 1;
+            for (std::uint32_t line = first; line <= row.line + kAround; ++line) wanted.insert(line);
+        }
+        count += wanted.size();
+        if (wanted.empty() || count > kMostLines) continue;
+        SourceExcerpt excerpt{file.path, {}};
+        for (const std::uint32_t line : wanted) {
+            excerpt.lines.emplace_back(line, source_line(file.path, line).substr(0, kLongestLine));
+        }
+        // Past the end of the file there are only empty lines.
+        while (!excerpt.lines.empty() && excerpt.lines.back().second.empty()) excerpt.lines.pop_back();
+        profile.sources.push_back(std::move(excerpt));
+    }
+}
+
+}  // namespace
 
 struct Builder::Impl {
     const trace::FunctionTable& functions;
@@ -125,6 +156,7 @@ Profile Builder::finish(const Target& target, const Session& session, const Tota
                         cut, StackTable::kMaxNodes));
     }
     profile.hotspots = find_hotspots(profile);
+    if (impl_->options.source_line) add_sources(profile, impl_->options.source_line);
     return profile;
 }
 

@@ -1,9 +1,8 @@
 #include "memattach/report/html.h"
 
-#include <array>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <set>
+#include <vector>
 
 #include "memattach/base/text.h"
 #include "memattach/profile/user_code.h"
@@ -11,8 +10,6 @@
 
 namespace memattach::report {
 namespace {
-
-using Json = nlohmann::ordered_json;
 
 std::string hex_to_base64(std::string_view hex) {
     constexpr std::string_view kDigits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -33,37 +30,6 @@ std::string hex_to_base64(std::string_view hex) {
         out += left > 2 ? kDigits[triple & 63] : '=';
     }
     return out;
-}
-
-/// The lines around those that cost anything, by file: {path: [[number, text], …]}.
-Json sources_json(const profile::Profile& profile, const HtmlOptions& options) {
-    constexpr std::uint32_t kAround = 6;
-    constexpr std::size_t kMostLines = 20'000;
-    constexpr std::size_t kLongestLine = 500;
-    Json sources = Json::object();
-    if (!options.source_line) return sources;
-    std::size_t count = 0;
-    for (const profile::FileRow& file : profile.files) {
-        std::set<std::uint32_t> wanted;
-        for (const profile::LineRow& row : file.lines) {
-            if (row.line == 0 || row.code.empty()) continue;
-            for (std::uint32_t line = row.line > kAround ? row.line - kAround : 1; line <= row.line + kAround;
-                 ++line) {
-                wanted.insert(line);
-            }
-        }
-        Json lines = Json::array();
-        for (const std::uint32_t line : wanted) {
-            if (++count > kMostLines) return sources;
-            const std::string text = options.source_line(file.path, line);
-            lines.push_back({line, base::valid_utf8(std::string_view(text).substr(0, kLongestLine))});
-        }
-        // Past the end of the file there are only empty lines.
-        while (!lines.empty() && lines.back()[1].get_ref<const std::string&>().empty())
-            lines.erase(lines.size() - 1);
-        if (!lines.empty()) sources[base::valid_utf8(file.path)] = std::move(lines);
-    }
-    return sources;
 }
 
 std::string replaced(std::string_view page, const std::map<std::string_view, std::string>& values) {
@@ -134,17 +100,15 @@ std::string script_escaped(std::string_view json) {
     return out;
 }
 
-std::string to_html(const profile::Profile& profile, const HtmlOptions& options) {
-    Json user_functions = Json::array();
+std::string to_html(const profile::Profile& profile) {
+    nlohmann::json user_functions = nlohmann::json::array();
     for (const trace::Function& function : profile.function_table) {
         user_functions.push_back(function.kind == trace::FunctionKind::python &&
                                  profile::is_user_file(function.file));
     }
     std::string json = to_json(profile);
     json.pop_back();
-    const std::string data =
-        "{\"profile\":" + json + ",\"user_functions\":" + user_functions.dump() + ",\"sources\":" +
-        sources_json(profile, options).dump(-1, ' ', false, Json::error_handler_t::replace) + "}";
+    const std::string data = "{\"profile\":" + json + ",\"user_functions\":" + user_functions.dump() + "}";
     const std::string policy = "default-src 'none'; script-src 'sha256-" +
                                hex_to_base64(html_assets::kScriptSha256) + "'; style-src 'sha256-" +
                                hex_to_base64(html_assets::kStyleSha256) +

@@ -266,6 +266,22 @@ void read_timeline(const Json& root, profile::Profile& profile) {
     }
 }
 
+void read_sources(const Json& root, profile::Profile& profile) {
+    const std::string at = "sources[]";
+    for (const Json& from : array(root, "sources", "profile")) {
+        profile::SourceExcerpt source;
+        read(from, "path", at, source.path);
+        for (const Json& line : array(from, "lines", at)) {
+            if (!line.is_array() || line.size() != 2 || !line[1].is_string()) {
+                wrong(at + ".lines", "holds something that is not [number, text]");
+            }
+            source.lines.emplace_back(number<std::uint32_t>(line[0], at + ".lines"),
+                                      line[1].get<std::string>());
+        }
+        profile.sources.push_back(std::move(source));
+    }
+}
+
 void read_findings(const Json& root, profile::Profile& profile) {
     for (const Json& from : array(root, "hotspots", "profile")) {
         const std::string at = "hotspots[]";
@@ -316,6 +332,7 @@ profile::Profile read_root(const Json& root) {
     read_function_table(root, profile);
     read_stacks(root, profile);
     read_timeline(root, profile);
+    read_sources(root, profile);
     read_findings(root, profile);
     return profile;
 }

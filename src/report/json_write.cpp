@@ -219,6 +219,16 @@ Json timeline_json(const profile::Profile& profile) {
             {"cpu_pct", std::move(cpu)}};
 }
 
+Json sources_json(const profile::Profile& profile) {
+    Json sources = Json::array();
+    for (const profile::SourceExcerpt& source : profile.sources) {
+        Json lines = Json::array();
+        for (const auto& [number, line] : source.lines) lines.push_back({number, text(line)});
+        sources.push_back({{"path", text(source.path)}, {"lines", std::move(lines)}});
+    }
+    return sources;
+}
+
 Json hotspots_json(const profile::Profile& profile) {
     Json hotspots = Json::array();
     for (const profile::Hotspot& hotspot : profile.hotspots) {
@@ -266,6 +276,7 @@ std::string to_json(const profile::Profile& profile) {
     root["functions"] = functions_json(profile);
     root["threads"] = threads_json(profile);
     root["timeline"] = timeline_json(profile);
+    root["sources"] = sources_json(profile);
     root["function_table"] = function_table_json(profile);
     root["frame_table"] = frames.take();
     root["stacks"] = std::move(stacks);

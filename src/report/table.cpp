@@ -288,8 +288,9 @@ class Table {
             const std::string text =
                 fmt::format("{}  in {}", cut_left(base::printable(place(hotspot.path, hotspot.line)), 60),
                             base::printable(hotspot.function, 100));
-            out_ += fmt::format("  {}. {}  {}\n", i + 1, pad_right(share, memory_ ? 27 : 19),
-                                options_.width > 40 ? cut_right(text, options_.width - (memory_ ? 34 : 26)) : text);
+            out_ += fmt::format(
+                "  {}. {}  {}\n", i + 1, pad_right(share, memory_ ? 27 : 19),
+                options_.width > 40 ? cut_right(text, options_.width - (memory_ ? 34 : 26)) : text);
             if (!hotspot.advice.empty()) out_ += "     " + base::printable(hotspot.advice, 500) + "\n";
         }
     }

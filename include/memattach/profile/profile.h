@@ -12,6 +12,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "memattach/trace/events.h"
@@ -168,6 +169,12 @@ struct Leak {
     std::optional<double> seconds_to_limit;
 };
 
+/// The source around the lines that have figures, of files of the user's code that could be read.
+struct SourceExcerpt {
+    std::string path;
+    std::vector<std::pair<std::uint32_t, std::string>> lines;  ///< number and text, ascending, with gaps
+};
+
 struct Profile {
     Target target;
     Session session;
@@ -178,6 +185,7 @@ struct Profile {
     std::vector<ThreadRow> threads;
     std::vector<StackRow> stacks;
     std::vector<TimelinePoint> timeline;
+    std::vector<SourceExcerpt> sources;
     std::vector<Hotspot> hotspots;
     std::vector<Leak> leaks;
 };

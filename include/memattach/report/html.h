@@ -1,24 +1,17 @@
 #pragma once
 
-#include <cstdint>
-#include <functional>
 #include <string>
+#include <string_view>
 
 #include "memattach/profile/profile.h"
 
 namespace memattach::report {
 
-struct HtmlOptions {
-    /// The target's source lines (see BuildOptions::source_line), for the lines around those that have
-    /// figures; may be empty: those lines are shown alone.
-    std::function<std::string(const std::string& path, std::uint32_t line)> source_line;
-};
-
 /// The profile as one page that needs nothing else: the profile's JSON as data, with a script and a style
 /// sheet that were embedded when memattach was built (src/report/html). Nothing is loaded from anywhere, and
 /// the page's own content security policy allows no other script than that one. Everything from the target is
 /// inside the JSON, where "<" is escaped, and in the title.
-[[nodiscard]] std::string to_html(const profile::Profile& profile, const HtmlOptions& options);
+[[nodiscard]] std::string to_html(const profile::Profile& profile);
 
 /// `text` fit for HTML's text and quoted attributes, as valid UTF-8.
 [[nodiscard]] std::string html_escaped(std::string_view text);

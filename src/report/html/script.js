@@ -10,6 +10,9 @@
   const main = document.getElementById("main");
 
   // --- making elements -------------------------------------------------------------------------------
+  /* Control characters and those that change the direction of writing, which can make a name look like another. */
+  const visible = text => text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g,
+    c => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
   const SVG = "http://www.w3.org/2000/svg";
   function fill(node, attributes, children) {
     for (const [key, value] of Object.entries(attributes || {})) {
@@ -20,7 +23,7 @@
     }
     for (const child of children.flat(9)) {
       if (child === null || child === undefined || child === false) continue;
-      node.append(child instanceof Node ? child : document.createTextNode(String(child)));
+      node.append(child instanceof Node ? child : document.createTextNode(visible(String(child))));
     }
     return node;
   }
@@ -294,7 +297,7 @@
       el("span", {class: "x"}, pct(hasMemory ? f.memory_pct : f.cpu_pct)), el("span", {class: "p"}, f.path))));
     const file = profile.files.find(f => f.path === state.file);
     if (!file) { sourceBox.replaceChildren(el("p", {class: "empty"}, "Choose a file.")); return; }
-    const lines = new Map(data.sources[file.path] || []);
+    const lines = new Map((profile.sources.find(s => s.path === file.path) || {lines: []}).lines);
     const figures = new Map();
     for (const row of file.lines) if (row.line) {
       figures.set(row.line, row);

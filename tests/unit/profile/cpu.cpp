@@ -35,7 +35,7 @@ TEST_CASE("samples are charged to the innermost frame of the user's code, and ad
     const auto decode = s.frame("decode", "/usr/lib/python3.11/json/decoder.py", 337);
     BuildOptions options;
     options.source_line = [](const std::string& path, std::uint32_t line) {
-        return path + "#" + std::to_string(line);
+        return line <= 12 ? path + "#" + std::to_string(line) : "";
     };
     Builder builder(s.table, options);
     const auto in_library = builder.intern({decode, load, main});
@@ -69,6 +69,12 @@ TEST_CASE("samples are charged to the innermost frame of the user's code, and ad
     CHECK(*caller->figures.cpu_total_pct == doctest::Approx(100));
     CHECK(Scenario::line(p, "/usr/lib/python3.11/json/decoder.py", 337) == nullptr);
     CHECK(p.files.front().path == "/app/load.py");
+    // The source around the lines that cost.
+    REQUIRE(p.sources.size() == 2);
+    CHECK(p.sources[0].path == "/app/load.py");
+    REQUIRE(p.sources[0].lines.size() == 9);  // 4 … 12: the file has no more
+    CHECK(p.sources[0].lines.front().first == 4);
+    CHECK(p.sources[0].lines.back().second == "/app/load.py#12");
     REQUIRE(p.hotspots.size() == 1);
     CHECK(p.hotspots[0].line == 10);
 

@@ -34,7 +34,7 @@ TEST_CASE("escapes for markup and for scripts") {
 }
 
 TEST_CASE("the page stands alone: nothing is loaded, and no script but its own may run") {
-    const std::string page = report::to_html(test::cpu_profile(), {});
+    const std::string page = report::to_html(test::cpu_profile());
     CHECK(page.starts_with("<!doctype html>"));
     CHECK(page.find("default-src 'none'; script-src 'sha256-") != std::string::npos);
     CHECK(page.find("unsafe-inline") == std::string::npos);
@@ -49,11 +49,9 @@ TEST_CASE("the page stands alone: nothing is loaded, and no script but its own m
 }
 
 TEST_CASE("nothing of a hostile target becomes markup") {
-    report::HtmlOptions options;
-    options.source_line = [](const std::string&, std::uint32_t) { return std::string("</script><b>\xFF"); };
-    const std::string plain = report::to_html(test::cpu_profile(), {});
-    for (const profile::Profile& profile : {test::nasty_profile(), test::cpu_profile()}) {
-        const std::string page = report::to_html(profile, options);
+    const std::string plain = report::to_html(test::cpu_profile());
+    for (const profile::Profile& profile : {test::nasty_profile(), test::memory_profile()}) {
+        const std::string page = report::to_html(profile);
         CHECK(base::valid_utf8(page) == page);
         // As many tags as there are in a tame report.
         CHECK(count_of(page, "<script") == count_of(plain, "<script"));
@@ -67,16 +65,4 @@ TEST_CASE("nothing of a hostile target becomes markup") {
         CHECK(title.find('<') == std::string::npos);
         CHECK(nlohmann::json::parse(data_of(page)).is_object());
     }
-}
-
-TEST_CASE("source lines around the ones that cost, and none past the end") {
-    report::HtmlOptions options;
-    options.source_line = [](const std::string& path, std::uint32_t line) -> std::string {
-        return path == "/app/load.py" && line <= 12 ? "line " + std::to_string(line) : "";
-    };
-    const auto data = nlohmann::json::parse(data_of(report::to_html(test::cpu_profile(), options)));
-    const auto lines = data["sources"]["/app/load.py"];
-    REQUIRE(lines.size() == 9);  // 4 … 12
-    CHECK(lines[0] == nlohmann::json::array({4, "line 4"}));
-    CHECK(lines[8] == nlohmann::json::array({12, "line 12"}));
 }
