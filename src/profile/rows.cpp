@@ -144,6 +144,14 @@ Figures RowMaker::figures_of(const Sums& sums, const Measured& measured) const {
     if (options_.memory) {
         write_memory(f, sums.memory, measured.times, measured.duration_s);
         f.alloc_total_bytes = sums.total_alloc;
+        // A row that few windows hit knows little by itself, but it is a part of the whole.
+        const auto cap = [](double half_width, double value, double whole, double whole_half_width) {
+            return std::min(half_width, std::max(value, whole + whole_half_width - value));
+        };
+        f.alloc_ci95 = cap(*f.alloc_ci95, *f.alloc_bytes, measured.all.alloc_bytes.value_or(0),
+                           measured.all.alloc_ci95.value_or(0));
+        f.live_ci95 = cap(*f.live_ci95, *f.live_bytes, measured.all.live_bytes.value_or(0),
+                          measured.all.live_ci95.value_or(0));
         const double all = all_.memory.alloc.value();
         f.memory_pct = all > 0 ? 100 * *f.alloc_bytes / all : 0;
     }
@@ -230,8 +238,7 @@ void RowMaker::write_totals(Profile& profile, const Measured& measured) const {
     Totals& totals = profile.totals;
     totals.cpu_samples = all_.self.samples;
     if (!options_.memory) return;
-    Figures f;
-    write_memory(f, all_.memory, measured.times, measured.duration_s);
+    const Figures& f = measured.all;
     totals.alloc_bytes = f.alloc_bytes;
     totals.alloc_ci95 = f.alloc_ci95;
     totals.alloc_count = f.alloc_count;
@@ -242,7 +249,8 @@ void RowMaker::write_totals(Profile& profile, const Measured& measured) const {
 
 void RowMaker::write(Profile& profile, const ThreadNames& names, const AllWindowTimes& times,
                      double duration_s) const {
-    const Measured measured{times, duration_s};
+    Measured measured{times, duration_s, {}};
+    if (options_.memory) write_memory(measured.all, all_.memory, times, duration_s);
     write_totals(profile, measured);
     write_files(profile, measured);
     write_functions(profile, measured);

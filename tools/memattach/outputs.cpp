@@ -33,12 +33,8 @@ report::Metric metric_of(const profile::Profile& profile, const std::string& nam
 
 }  // namespace
 
-Outputs::Outputs(const session::Options& options, const std::string& metric, SourceLine source_line) {
-    if (!options.html.empty()) {
-        add(options.html, [source_line = std::move(source_line)](const profile::Profile& profile) {
-            return report::to_html(profile, {source_line});
-        });
-    }
+Outputs::Outputs(const session::Options& options, const std::string& metric) {
+    if (!options.html.empty()) add(options.html, &report::to_html);
     if (!options.json.empty()) add(options.json, &report::to_json);
     if (!options.speedscope.empty()) add(options.speedscope, &report::to_speedscope);
     if (!options.collapsed.empty()) {

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>
@@ -15,12 +14,9 @@ namespace memattach::cli {
 /// found out.
 class Outputs {
   public:
-    /// Source lines of the profiled program, for the page; may be empty.
-    using SourceLine = std::function<std::string(const std::string& path, std::uint32_t line)>;
-
     /// `metric`: what collapsed stacks are weighed by, a name that report::name_of() gives; empty: the first
     /// there is.
-    Outputs(const session::Options& options, const std::string& metric, SourceLine source_line);
+    Outputs(const session::Options& options, const std::string& metric);
 
     /// Renders and writes all, files first and stdout last. One that fails doesn't keep the others from being
     /// written; the first failure is thrown at the end.

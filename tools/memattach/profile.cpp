@@ -13,7 +13,6 @@
 #include "memattach/process/proc.h"
 #include "memattach/report/layout.h"
 #include "memattach/session/session.h"
-#include "memattach/session/source_lines.h"
 #include "outputs.h"
 #include "target.h"
 #include "terminal.h"
@@ -102,10 +101,7 @@ int run_profile(const ProfileCommand& command) {
             require_untraced(*options.pid, "leave out --blocking and --native");
         }
     }
-    // A command that we start sees the files that we see.
-    session::SourceLines source(options.pid.value_or(::getpid()));
-    Outputs outputs(options, command.metric,
-                    [&](const std::string& path, std::uint32_t line) { return source.line(path, line); });
+    Outputs outputs(options, command.metric);
 
     Progress progress(options);
     const session::Outcome outcome = session::run(options, [&](const session::Progress& p) { progress(p); });

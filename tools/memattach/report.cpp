@@ -25,7 +25,7 @@ int run_report(const ReportCommand& command) {
     options.color = wants_color(command.no_color);
     // No source is read: the file may name any path, and whoever made it doesn't decide what of this machine
     // gets into a page.
-    Outputs outputs(options, command.metric, {});
+    Outputs outputs(options, command.metric);
     outputs.write(profile);
     if (const std::string files = outputs.files_written(); !files.empty() && !options.quiet) {
         fmt::print(stderr, "memattach: wrote {}\n", files);

@@ -72,6 +72,7 @@ class RowMaker {
     struct Measured {
         const AllWindowTimes& times;
         double duration_s;
+        Figures all;  ///< of everything; memory alone
     };
     [[nodiscard]] Figures figures_of(const Sums& sums, const Measured& measured) const;
     void write_files(Profile& profile, const Measured& measured) const;
