@@ -224,6 +224,7 @@ struct CodeCache::Impl {
     std::unordered_map<base::Address, Code> codes;
     std::array<FrontSlot, kFrontSlots> front{};
 
+    std::vector<bool> entries;
     std::vector<Code*> stack;  ///< of the raw stack being resolved
     std::vector<std::pair<base::Address, Code*>> stale;
     std::vector<process::Memory::Piece> pieces;
@@ -260,15 +261,17 @@ void CodeCache::resolve(const RawStack& raw, trace::Stack& out, trace::LossCount
     if (!impl.stale.empty()) impl.confirm(now);
 
     out.clear();
+    impl.entries.clear();
     bool unreadable = raw.broken;
     for (std::size_t i = 0; i < depth; ++i) {
         Code& code = *impl.stack[i];
+        if (code.readable && code.trampoline) continue;
+        impl.entries.push_back(raw.frames[i].entry);
         if (!code.readable) {
             out.push_back(impl.unknown);
             unreadable = true;
             continue;
         }
-        if (code.trampoline) continue;
         const std::int32_t offset = raw.frames[i].instr_offset;
         if (offset != code.last_offset) {
             code.last_offset = offset;
@@ -281,8 +284,13 @@ void CodeCache::resolve(const RawStack& raw, trace::Stack& out, trace::LossCount
     }
     if (raw.broken) out.push_back(impl.unknown);
     if (raw.truncated) out.push_back(impl.truncated);
+    impl.entries.resize(out.size());
     if (unreadable) ++losses[trace::Loss::unreadable_stacks];
     if (raw.truncated) ++losses[trace::Loss::truncated_stacks];
+}
+
+const std::vector<bool>& CodeCache::entries() const {
+    return impl_->entries;
 }
 
 std::size_t CodeCache::code_count() const {

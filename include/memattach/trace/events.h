@@ -78,7 +78,7 @@ struct Free {
 
 /// Everything that a profile is missing, by kind. It travels with the result.
 enum class Loss : std::uint8_t {
-    torn_stacks,        ///< the stack changed while it was read, on every try; the sample was dropped
+    torn_stacks,        ///< the stack changed while it was read, on every try: it may mix two moments
     unreadable_stacks,  ///< a frame or code object could not be read; the sample has an "[unknown frame]"
     truncated_stacks,   ///< deeper than kMaxStackDepth
     missed_samples,     ///< asked for by --rate, but memattach came too late

@@ -40,7 +40,9 @@ TEST_CASE("names in every layout of str become UTF-8") {
     const auto name_of = [&](Address name) { return one.function(fake.add_code(name, file, 1)).name; };
     CHECK(name_of(fake.add_text("plain")) == "plain");
     CHECK(name_of(fake.add_text("")) == "");
-    CHECK(name_of(fake.add_text(std::string_view("\xF1" "and\xFA"), ~0ULL, false)) == "ñandú");
+    CHECK(name_of(fake.add_text(std::string_view("\xF1"
+                                                 "and\xFA"),
+                                ~0ULL, false)) == "ñandú");
     CHECK(name_of(fake.add_text(std::u16string_view(u"函数"), ~0ULL, false)) == "函数");
     CHECK(name_of(fake.add_text(std::u32string_view(U"a𝔵"), ~0ULL, false)) == "a𝔵");
     // What CPython makes of bytes of a file name that aren't UTF-8, and what is no code point at all.
@@ -149,6 +151,7 @@ TEST_CASE("the interpreter's own code below an __init__ isn't told") {
     REQUIRE(stack.size() == 2);
     CHECK(table.at(stack[0].function).name == "A.__init__");
     CHECK(table.at(stack[1].function).name == "main");
+    CHECK(codes.entries() == std::vector<bool>{false, true});
 }
 
 TEST_CASE("what is missing of a stack is marked and counted") {
