@@ -92,7 +92,7 @@ std::optional<std::uint64_t> find_member(Dwarf_Die* die, std::string_view name, 
 
 struct DwarfTypes::Impl {
     struct End {
-        void operator()(Dwarf* dwarf) const { dwarf_end(dwarf); }
+        void operator()(Dwarf* handle) const { dwarf_end(handle); }
     };
     std::unique_ptr<Dwarf, End> dwarf;
     std::map<std::string, Dwarf_Die, std::less<>> found;
@@ -123,7 +123,7 @@ struct DwarfTypes::Impl {
         } while (++count < kMaxChildren && dwarf_siblingof(&child, &child) == 0);
     }
 
-    [[nodiscard]] std::optional<Dwarf_Die> type(std::string_view name) const {
+    [[nodiscard]] std::optional<Dwarf_Die> type_named(std::string_view name) const {
         const auto at = found.find(name);
         return at == found.end() ? std::nullopt : std::optional(at->second);
     }
@@ -169,14 +169,14 @@ bool DwarfTypes::has_debug_info() const {
 }
 
 std::optional<std::uint64_t> DwarfTypes::size_of(std::string_view type) const {
-    auto die = impl_->type(type);
+    auto die = impl_->type_named(type);
     Dwarf_Word bytes = 0;
     if (!die || dwarf_aggregate_size(&*die, &bytes) != 0) return std::nullopt;
     return bytes;
 }
 
 std::optional<std::uint64_t> DwarfTypes::offset_of(std::string_view type, std::string_view member) const {
-    auto die = impl_->type(type);
+    auto die = impl_->type_named(type);
     if (!die) return std::nullopt;
     std::uint64_t offset = 0;
     while (true) {
@@ -191,7 +191,7 @@ std::optional<std::uint64_t> DwarfTypes::offset_of(std::string_view type, std::s
 
 std::optional<std::uint64_t> DwarfTypes::enumerator(std::string_view enumeration,
                                                     std::string_view name) const {
-    auto die = impl_->type(enumeration);
+    auto die = impl_->type_named(enumeration);
     Dwarf_Die child;
     if (!die || dwarf_child(&*die, &child) != 0) return std::nullopt;
     std::size_t count = 0;

@@ -39,7 +39,8 @@ std::optional<MemoryImage> MemoryImage::read(const process::Memory& memory, base
     const auto header = memory.read<Elf64_Ehdr>(start);
     if (!header || std::memcmp(header->e_ident, ELFMAG, SELFMAG) != 0 ||
         header->e_ident[EI_CLASS] != ELFCLASS64 || header->e_machine != EM_X86_64 ||
-        header->e_phentsize != sizeof(Elf64_Phdr) || header->e_phnum > kMaxProgramHeaders)
+        header->e_phentsize != sizeof(Elf64_Phdr) || header->e_phnum == 0 ||
+        header->e_phnum > kMaxProgramHeaders)
         return std::nullopt;
     std::vector<Elf64_Phdr> headers(header->e_phnum);
     if (!memory.read_exactly(start + header->e_phoff, std::as_writable_bytes(std::span(headers))))

@@ -1,6 +1,8 @@
 #include "module.h"
 
 #include <algorithm>
+#include <map>
+#include <tuple>
 
 namespace memattach::python {
 namespace {
@@ -16,16 +18,20 @@ int rank(const Module& module, std::string_view exe) {
 
 std::vector<Module> candidate_modules(const std::vector<process::Mapping>& maps, std::string_view exe) {
     std::vector<Module> modules;
+    std::map<std::tuple<std::uint32_t, std::uint32_t, std::uint64_t>, std::size_t> index_of;
     for (std::size_t i = 0; i < maps.size(); ++i) {
         const process::Mapping& mapping = maps[i];
         if (mapping.inode == 0 || mapping.path.empty() || mapping.path.front() != '/') continue;
-        auto module = std::find_if(modules.rbegin(), modules.rend(),
-                                   [&](const Module& m) { return m.mappings.front().same_file(mapping); });
-        if (module == modules.rend()) {
-            if (modules.size() == kMaxModules) continue;
+        const auto [known, is_new] =
+            index_of.try_emplace({mapping.device_major, mapping.device_minor, mapping.inode}, modules.size());
+        if (is_new) {
+            if (modules.size() == kMaxModules) {
+                index_of.erase(known);
+                continue;
+            }
             modules.push_back({mapping.path, {}, {}});
-            module = modules.rbegin();
         }
+        Module* module = &modules[known->second];
         module->mappings.push_back(mapping);
         if (!mapping.writable) continue;
         module->data.push_back(mapping);

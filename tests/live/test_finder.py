@@ -160,6 +160,29 @@ class EachVersion(FinderTest):
             self.assertEqual(said["source"], "built_in")
             self.assertEqual(self.layout(said), self.layout(full))
 
+    @each_python(kinds=("pyenv",), maximum=(3, 12))
+    def test_separate_debug_file(self, python):
+        """A stripped library, and its DWARF where a distribution's debug package puts it."""
+        if not IS_ROOT or not os.path.isdir("/usr/lib/debug"):
+            self.skipTest("needs root and a directory /usr/lib/debug to mount over")
+        source = library(python)
+        full = self.show(self.start(python, "waiting.py").pid)
+        copy, env, _ = self.copy_of(python, strip=True)
+        target = self.start(copy, "waiting.py", env=env)
+        build_id = full["build_id"]
+        script = (
+            'mount -t tmpfs none /usr/lib/debug; mkdir -p "/usr/lib/debug/.build-id/$1"; '
+            'objcopy --only-keep-debug "$3" "/usr/lib/debug/.build-id/$1/$2.debug"; shift 3; exec "$@"'
+        )
+        wrap = ["unshare", "--mount", "sh", "-ec", script, "sh", build_id[:2], build_id[2:], source]
+        if subprocess.run([*wrap, "true"], capture_output=True, check=False).returncode != 0:
+            self.skipTest("mounting is not allowed here, or there is no objcopy")
+        self.cache = self.directory()
+        said = self.show(target.pid, wrap=wrap)
+        self.check(said, target)
+        self.assertEqual(said["source"], "dwarf")
+        self.assertEqual(self.layout(said), self.layout(full))
+
     @each_python(kinds=("pyenv", "system"))
     def test_deleted(self, python):
         copy, env, files = self.copy_of(python)

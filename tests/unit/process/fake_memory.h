@@ -34,7 +34,7 @@ class FakeMemory final : public process::Memory {
         const std::uint64_t offset = from.value() - start;
         if (offset >= bytes.size()) return 0;
         const std::size_t count = std::min<std::size_t>(out.size(), bytes.size() - offset);
-        std::memcpy(out.data(), bytes.data() + offset, count);
+        if (count > 0) std::memcpy(out.data(), bytes.data() + offset, count);
         return count;
     }
 
