@@ -100,10 +100,6 @@ Refusal explain(const AccessFacts& facts) {
                                 user_name(target.effective_uid), user_name(caller.real_uid)),
                     get_sys_ptrace(facts)};
         }
-        if (!facts.same_user_namespace)
-            return {Obstacle::user_namespace,
-                    fmt::format("process {} lives in another user namespace", facts.pid),
-                    "run it as root of the host, or inside: nsenter --user --target PID"};
         if (facts.proc_owner != target.effective_uid)
             return {Obstacle::not_dumpable,
                     fmt::format(
@@ -111,6 +107,10 @@ Refusal explain(const AccessFacts& facts) {
                         "exec, or asked for it with PR_SET_DUMPABLE)",
                         facts.pid),
                     get_sys_ptrace(facts)};
+        if (!facts.same_user_namespace)
+            return {Obstacle::user_namespace,
+                    fmt::format("process {} lives in another user namespace", facts.pid),
+                    "run it as root of the host, or inside: nsenter --user --target PID"};
         if ((target.permitted_capabilities & ~caller.permitted_capabilities) != 0)
             return {Obstacle::more_capabilities,
                     fmt::format("process {} has capabilities that memattach lacks", facts.pid),
@@ -159,10 +159,12 @@ std::optional<AccessFacts> gather_access_facts(int pid) {
     if (const auto scope = read_file("/proc/sys/kernel/yama/ptrace_scope"))
         std::from_chars(scope->data(), scope->data() + scope->size(), facts.yama_scope);
     facts.is_descendant = descends_from(pid, ::getpid());
-    // The link can't be read without the permission in question; its absence says nothing then.
+    // The target's link can't be read without a weaker form of the permission in question. Where it can't,
+    // and memattach itself is in a user namespace, the target is most likely outside of that.
+    constexpr std::string_view kInitial = "user:[4026531837]";  // PROC_USER_INIT_INO, linux/proc_ns.h
     const auto own = read_link("/proc/self/ns/user");
     const auto theirs = read_link(fmt::format("/proc/{}/ns/user", pid));
-    facts.same_user_namespace = !own || !theirs || *own == *theirs;
+    facts.same_user_namespace = !own || (theirs ? *own == *theirs : *own == kInitial);
     return facts;
 }
 

@@ -317,7 +317,7 @@ class Unprivileged(FinderTest):
 
     def show_run(self, pid, *, wait_ms=0, wrap=()):
         return subprocess.run(
-            [*self.AS_NOBODY, self.tool, str(pid), str(wait_ms)],
+            [*self.AS_NOBODY, *wrap, self.tool, str(pid), str(wait_ms)],
             capture_output=True, text=True, env={**os.environ, "XDG_CACHE_HOME": self.cache}, check=False,
         )
 
@@ -351,6 +351,17 @@ class Unprivileged(FinderTest):
     def test_roots_process(self):
         target = self.start(self.python, "waiting.py")
         self.refusal(target.pid, target.pid, "root (uid 0)", "setcap cap_sys_ptrace+ep")
+
+    def test_user_namespaces(self):
+        """Inside one, being root there counts for nothing outside; from outside, one's own is like any process."""
+        inside = ["unshare", "--user", "--map-root-user"]
+        probe = subprocess.run([*self.AS_NOBODY, *inside, "true"], capture_output=True, check=False)
+        if probe.returncode != 0:
+            self.skipTest("user namespaces are not allowed here")
+        target = self.start(self.python, "waiting.py", wrap=[*self.AS_NOBODY, *inside])
+        self.check(self.show(target.pid), target)
+        outside = self.start(self.python, "waiting.py", wrap=self.AS_NOBODY)
+        self.refusal(outside.pid, "another user namespace", wrap=inside)
 
     def test_a_process_that_is_not_dumpable(self):
         script = pathlib.Path(self.directory()) / "protected.py"

@@ -103,6 +103,8 @@ TEST_CASE("user namespaces") {
     auto facts = same_user();
     facts.same_user_namespace = false;
     CHECK(process::explain(facts).obstacle == Obstacle::user_namespace);
+    facts.proc_owner = 0;  // then its namespace couldn't even be read
+    CHECK(process::explain(facts).obstacle == Obstacle::not_dumpable);
     facts.caller.effective_capabilities = kPtrace;
     CHECK(process::explain(facts).obstacle == Obstacle::user_namespace);
 }
