@@ -1,120 +1,150 @@
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <unordered_map>
 
-#include "memattach/base/text.h"
 #include "memattach/profile/figures.h"
 #include "memattach/report/json.h"
+#include "memattach/report/json_writer.h"
 
 namespace memattach::report {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
-Json text(const std::string& value) {
-    return base::valid_utf8(value);
+std::optional<std::string> text_or_null(const std::string& text) {
+    return text.empty() ? std::nullopt : std::optional(text);
 }
 
-Json text_or_null(const std::string& value) {
-    return value.empty() ? Json(nullptr) : text(value);
+std::optional<double> rounded(const std::optional<double>& value, double unit) {
+    return value ? std::optional(std::round(*value / unit) * unit) : std::nullopt;
 }
 
-template <typename T>
-Json maybe(const std::optional<T>& value) {
-    return value ? Json(*value) : Json(nullptr);
+void write_figures(JsonWriter& w, const profile::Figures& figures) {
+    profile::visit_figures(figures, [&](const char* name, const auto& value) { w.member(name, value); });
 }
 
-void add_figures(Json& object, const profile::Figures& figures) {
-    profile::visit_figures(figures,
-                           [&](const char* name, const auto& value) { object[name] = maybe(value); });
+void write_target(JsonWriter& w, const profile::Target& target) {
+    w.key("target").open_object();
+    w.member("pid", target.pid).member("command", target.command);
+    w.member("python", target.python).member("exe", target.exe);
+    w.close_object();
 }
 
-Json target_json(const profile::Target& target) {
-    return {{"pid", target.pid},
-            {"command", text(target.command)},
-            {"python", text(target.python)},
-            {"exe", text(target.exe)}};
-}
-
-Json session_json(const profile::Session& session) {
-    Json loss = Json::object();
+void write_session(JsonWriter& w, const profile::Session& session) {
+    w.key("session").open_object();
+    w.member("started", session.started).member("duration_s", session.duration_s);
+    w.key("engine").open_object();
+    w.member("cpu", text_or_null(session.engine_cpu));
+    w.member("alloc", text_or_null(session.engine_alloc));
+    w.member("resident", text_or_null(session.engine_resident));
+    w.close_object();
+    w.member("rate_hz", session.rate_hz).member("threshold_bytes", session.threshold_bytes);
+    w.key("coverage").open_object();
+    w.member("malloc", session.coverage_malloc).member("object", session.coverage_object);
+    w.close_object();
+    w.member("overhead_pct", session.overhead_pct).member("stopped_s", session.stopped_s);
+    w.member("longest_stop_us", session.longest_stop_us).member("text_verified", session.text_verified);
+    w.member("target_exited", session.target_exited);
+    w.key("loss").open_object();
     for (std::size_t i = 0; i < session.loss.counts.size(); ++i) {
-        loss[std::string(trace::name_of(static_cast<trace::Loss>(i)))] = session.loss.counts[i];
+        w.member(trace::name_of(static_cast<trace::Loss>(i)), session.loss.counts[i]);
     }
-    Json notes = Json::array();
-    for (const std::string& note : session.notes) notes.push_back(text(note));
-    return {{"started", text(session.started)},
-            {"duration_s", session.duration_s},
-            {"engine",
-             {{"cpu", text_or_null(session.engine_cpu)},
-              {"alloc", text_or_null(session.engine_alloc)},
-              {"resident", text_or_null(session.engine_resident)}}},
-            {"rate_hz", session.rate_hz},
-            {"threshold_bytes", session.threshold_bytes},
-            {"coverage",
-             {{"malloc", maybe(session.coverage_malloc)}, {"object", maybe(session.coverage_object)}}},
-            {"overhead_pct", maybe(session.overhead_pct)},
-            {"stopped_s", session.stopped_s},
-            {"longest_stop_us", session.longest_stop_us},
-            {"text_verified", maybe(session.text_verified)},
-            {"target_exited", session.target_exited},
-            {"loss", std::move(loss)},
-            {"notes", std::move(notes)}};
+    w.close_object();
+    w.key("notes").open_array();
+    for (const std::string& note : session.notes) w.value(note);
+    w.close_array();
+    w.close_object();
 }
 
-Json totals_json(const profile::Totals& totals) {
-    return {{"alloc_bytes", maybe(totals.alloc_bytes)},
-            {"alloc_ci95", maybe(totals.alloc_ci95)},
-            {"alloc_count", maybe(totals.alloc_count)},
-            {"freed_bytes", maybe(totals.freed_bytes)},
-            {"live_bytes", maybe(totals.live_bytes)},
-            {"peak_bytes", maybe(totals.peak_bytes)},
-            {"rss_start_bytes", maybe(totals.rss_start_bytes)},
-            {"rss_end_bytes", maybe(totals.rss_end_bytes)},
-            {"rss_peak_bytes", maybe(totals.rss_peak_bytes)},
-            {"before_attach_bytes", maybe(totals.before_attach_bytes)},
-            {"unknown_frees", maybe(totals.unknown_frees)},
-            {"cpu_s", totals.cpu_s},
-            {"cpu_samples", totals.cpu_samples}};
+void write_totals(JsonWriter& w, const profile::Totals& totals) {
+    w.key("totals").open_object();
+    w.member("alloc_bytes", totals.alloc_bytes).member("alloc_ci95", totals.alloc_ci95);
+    w.member("alloc_count", totals.alloc_count).member("freed_bytes", totals.freed_bytes);
+    w.member("live_bytes", totals.live_bytes).member("peak_bytes", totals.peak_bytes);
+    w.member("rss_start_bytes", totals.rss_start_bytes).member("rss_end_bytes", totals.rss_end_bytes);
+    w.member("rss_peak_bytes", totals.rss_peak_bytes);
+    w.member("before_attach_bytes", totals.before_attach_bytes);
+    w.member("unknown_frees", totals.unknown_frees);
+    w.member("cpu_s", totals.cpu_s).member("cpu_samples", totals.cpu_samples);
+    w.close_object();
 }
 
-Json files_json(const profile::Profile& profile) {
-    Json files = Json::array();
+void write_rows(JsonWriter& w, const profile::Profile& profile) {
+    w.key("files").open_array();
     for (const profile::FileRow& file : profile.files) {
-        Json lines = Json::array();
+        w.open_object().member("path", file.path).member("user_code", file.user_code);
+        write_figures(w, file.figures);
+        w.key("lines").open_array();
         for (const profile::LineRow& line : file.lines) {
-            Json row = {{"line", line.line}, {"function", text(line.function)}, {"code", text(line.code)}};
-            add_figures(row, line.figures);
-            lines.push_back(std::move(row));
+            w.open_object().member("line", line.line).member("function", line.function);
+            w.member("code", line.code);
+            write_figures(w, line.figures);
+            w.close_object();
         }
-        Json row = {{"path", text(file.path)}, {"user_code", file.user_code}};
-        add_figures(row, file.figures);
-        row["lines"] = std::move(lines);
-        files.push_back(std::move(row));
+        w.close_array().close_object();
     }
-    return files;
-}
-
-Json functions_json(const profile::Profile& profile) {
-    Json functions = Json::array();
+    w.close_array();
+    w.key("functions").open_array();
     for (const profile::FunctionRow& function : profile.functions) {
-        Json row = {{"name", text(function.name)},
-                    {"path", text(function.path)},
-                    {"first_line", function.first_line}};
-        add_figures(row, function.figures);
-        functions.push_back(std::move(row));
+        w.open_object().member("name", function.name).member("path", function.path);
+        w.member("first_line", function.first_line);
+        write_figures(w, function.figures);
+        w.close_object();
     }
-    return functions;
+    w.close_array();
+    w.key("threads").open_array();
+    for (const profile::ThreadRow& thread : profile.threads) {
+        w.open_object().member("pid", thread.pid).member("tid", thread.tid).member("name", thread.name);
+        write_figures(w, thread.figures);
+        w.close_object();
+    }
+    w.close_array();
 }
 
-Json threads_json(const profile::Profile& profile) {
-    Json threads = Json::array();
-    for (const profile::ThreadRow& thread : profile.threads) {
-        Json row = {{"pid", thread.pid}, {"tid", thread.tid}, {"name", text(thread.name)}};
-        add_figures(row, thread.figures);
-        threads.push_back(std::move(row));
+void write_findings(JsonWriter& w, const profile::Profile& profile) {
+    w.key("hotspots").open_array();
+    for (const profile::Hotspot& hotspot : profile.hotspots) {
+        w.open_object().member("path", hotspot.path).member("line", hotspot.line);
+        w.member("function", hotspot.function).member("code", hotspot.code);
+        w.member("metric", hotspot.metric).member("share_pct", hotspot.share_pct);
+        w.member("advice", text_or_null(hotspot.advice));
+        w.close_object();
     }
-    return threads;
+    w.close_array();
+    w.key("leaks").open_array();
+    for (const profile::Leak& leak : profile.leaks) {
+        w.open_object().member("path", leak.path).member("line", leak.line);
+        w.member("function", leak.function).member("code", leak.code);
+        w.member("growth_bytes_per_min", leak.growth_bytes_per_min).member("growth_ci95", leak.growth_ci95);
+        w.member("live_bytes", leak.live_bytes).member("confidence", leak.confidence);
+        w.member("evidence", leak.evidence).member("seconds_to_limit", leak.seconds_to_limit);
+        w.close_object();
+    }
+    w.close_array();
+}
+
+void write_timeline(JsonWriter& w, const profile::Profile& profile) {
+    const auto column = [&](const char* name, auto value_of) {
+        w.key(name).open_array();
+        for (const profile::TimelinePoint& point : profile.timeline) w.value(value_of(point));
+        w.close_array();
+    };
+    using Point = profile::TimelinePoint;
+    w.key("timeline").open_object();
+    column("t_s", [](const Point& p) { return std::round(p.t_s * 1e3) / 1e3; });
+    column("rss_bytes", [](const Point& p) { return p.rss_bytes; });
+    column("live_bytes", [](const Point& p) { return rounded(p.live_bytes, 1); });
+    column("cpu_pct", [](const Point& p) { return rounded(p.cpu_pct, 0.125); });
+    w.close_object();
+}
+
+void write_sources(JsonWriter& w, const profile::Profile& profile) {
+    w.key("sources").open_array();
+    for (const profile::SourceExcerpt& source : profile.sources) {
+        w.open_object().member("path", source.path).key("lines").open_array();
+        for (const auto& [number, line] : source.lines) {
+            w.open_array().value(number).value(line).close_array();
+        }
+        w.close_array().close_object();
+    }
+    w.close_array();
 }
 
 const char* kind_name(trace::FunctionKind kind) {
@@ -131,156 +161,87 @@ const char* kind_name(trace::FunctionKind kind) {
     return "python";
 }
 
-Json function_table_json(const profile::Profile& profile) {
-    Json table = Json::array();
-    for (const trace::Function& function : profile.function_table) {
-        table.push_back({{"name", text(function.name)},
-                         {"file", text(function.file)},
-                         {"first_line", function.first_line},
-                         {"kind", kind_name(function.kind)}});
-    }
-    return table;
-}
-
 /// Stacks share the frames that they have in common on the outside.
 class FrameTree {
   public:
-    Json add(const trace::Stack& stack) {
-        constexpr std::int64_t kNone = -1;
-        std::int64_t outer = kNone;
+    using Index = std::optional<std::uint32_t>;
+    struct Node {
+        Index outer;
+        trace::Frame frame;
+        bool operator==(const Node&) const = default;
+    };
+
+    Index add(const trace::Stack& stack) {
+        Index outer;
         for (std::size_t i = stack.size(); i-- > 0;) {
-            const Key key{outer, stack[i]};
-            const auto [it, added] = ids_.try_emplace(key, static_cast<std::int64_t>(frames_.size()));
-            if (added) {
-                frames_.push_back({static_cast<std::uint32_t>(stack[i].function), stack[i].line,
-                                   outer == kNone ? Json(nullptr) : Json(outer)});
-            }
+            const auto [it, added] =
+                ids_.try_emplace(Node{outer, stack[i]}, static_cast<std::uint32_t>(nodes_.size()));
+            if (added) nodes_.push_back(it->first);
             outer = it->second;
         }
-        return outer == kNone ? Json(nullptr) : Json(outer);
+        return outer;
     }
-    Json take() { return std::move(frames_); }
+    [[nodiscard]] const std::vector<Node>& nodes() const { return nodes_; }
 
   private:
-    struct Key {
-        std::int64_t outer;
-        trace::Frame frame;
-        bool operator==(const Key&) const = default;
-    };
     struct Hash {
-        std::size_t operator()(const Key& key) const {
-            std::uint64_t hash = static_cast<std::uint64_t>(key.outer) * 0x9E3779B97F4A7C15ULL;
-            hash ^= (static_cast<std::uint64_t>(key.frame.function) << 32) | key.frame.line;
+        std::size_t operator()(const Node& node) const {
+            std::uint64_t hash = (node.outer ? *node.outer + 1ULL : 0) * 0x9E3779B97F4A7C15ULL;
+            hash ^= (static_cast<std::uint64_t>(node.frame.function) << 32) | node.frame.line;
             hash *= 0x9E3779B97F4A7C15ULL;
             return hash ^ (hash >> 32);
         }
     };
-    std::unordered_map<Key, std::int64_t, Hash> ids_;
-    Json frames_ = Json::array();
+    std::unordered_map<Node, std::uint32_t, Hash> ids_;
+    std::vector<Node> nodes_;
 };
 
-Json stacks_json(const profile::Profile& profile, FrameTree& frames) {
-    Json stacks = Json::array();
+void write_stacks(JsonWriter& w, const profile::Profile& profile) {
+    w.key("function_table").open_array();
+    for (const trace::Function& function : profile.function_table) {
+        w.open_object().member("name", function.name).member("file", function.file);
+        w.member("first_line", function.first_line).member("kind", kind_name(function.kind));
+        w.close_object();
+    }
+    w.close_array();
+    FrameTree frames;
+    w.key("stacks").open_array();
     for (const profile::StackRow& stack : profile.stacks) {
-        stacks.push_back({{"frame", frames.add(stack.frames)},
-                          {"pid", stack.pid},
-                          {"tid", stack.tid == 0 ? Json(nullptr) : Json(stack.tid)},
-                          {"cpu_samples", stack.cpu_samples},
-                          {"python_samples", stack.python_samples},
-                          {"native_samples", stack.native_samples},
-                          {"system_samples", stack.system_samples},
-                          {"gil_samples", stack.gil_samples},
-                          {"wait_samples", stack.wait_samples},
-                          {"alloc_bytes", maybe(stack.alloc_bytes)},
-                          {"alloc_variance", maybe(stack.alloc_variance)},
-                          {"alloc_count", maybe(stack.alloc_count)},
-                          {"freed_bytes", maybe(stack.freed_bytes)},
-                          {"live_bytes", maybe(stack.live_bytes)},
-                          {"peak_bytes", maybe(stack.peak_bytes)},
-                          {"temporary_bytes", maybe(stack.temporary_bytes)}});
+        w.open_object().member("frame", frames.add(stack.frames)).member("pid", stack.pid);
+        w.member("tid", stack.tid == 0 ? std::nullopt : std::optional(stack.tid));
+        w.member("cpu_samples", stack.cpu_samples).member("python_samples", stack.python_samples);
+        w.member("native_samples", stack.native_samples).member("system_samples", stack.system_samples);
+        w.member("gil_samples", stack.gil_samples).member("wait_samples", stack.wait_samples);
+        w.member("alloc_bytes", stack.alloc_bytes).member("alloc_variance", stack.alloc_variance);
+        w.member("alloc_count", stack.alloc_count).member("freed_bytes", stack.freed_bytes);
+        w.member("live_bytes", stack.live_bytes).member("peak_bytes", stack.peak_bytes);
+        w.member("temporary_bytes", stack.temporary_bytes);
+        w.close_object();
     }
-    return stacks;
-}
-
-Json timeline_json(const profile::Profile& profile) {
-    Json t = Json::array();
-    Json rss = Json::array();
-    Json live = Json::array();
-    Json cpu = Json::array();
-    for (const profile::TimelinePoint& point : profile.timeline) {
-        t.push_back(std::round(point.t_s * 1e3) / 1e3);
-        rss.push_back(maybe(point.rss_bytes));
-        live.push_back(point.live_bytes ? Json(std::round(*point.live_bytes)) : Json(nullptr));
-        cpu.push_back(point.cpu_pct ? Json(std::round(*point.cpu_pct * 10) / 10) : Json(nullptr));
+    w.close_array();
+    w.key("frame_table").open_array();
+    for (const FrameTree::Node& node : frames.nodes()) {
+        w.open_array().value(static_cast<std::uint32_t>(node.frame.function)).value(node.frame.line);
+        w.value(node.outer).close_array();
     }
-    return {{"t_s", std::move(t)},
-            {"rss_bytes", std::move(rss)},
-            {"live_bytes", std::move(live)},
-            {"cpu_pct", std::move(cpu)}};
-}
-
-Json sources_json(const profile::Profile& profile) {
-    Json sources = Json::array();
-    for (const profile::SourceExcerpt& source : profile.sources) {
-        Json lines = Json::array();
-        for (const auto& [number, line] : source.lines) lines.push_back({number, text(line)});
-        sources.push_back({{"path", text(source.path)}, {"lines", std::move(lines)}});
-    }
-    return sources;
-}
-
-Json hotspots_json(const profile::Profile& profile) {
-    Json hotspots = Json::array();
-    for (const profile::Hotspot& hotspot : profile.hotspots) {
-        hotspots.push_back({{"path", text(hotspot.path)},
-                            {"line", hotspot.line},
-                            {"function", text(hotspot.function)},
-                            {"code", text(hotspot.code)},
-                            {"metric", text(hotspot.metric)},
-                            {"share_pct", hotspot.share_pct},
-                            {"advice", text_or_null(hotspot.advice)}});
-    }
-    return hotspots;
-}
-
-Json leaks_json(const profile::Profile& profile) {
-    Json leaks = Json::array();
-    for (const profile::Leak& leak : profile.leaks) {
-        leaks.push_back({{"path", text(leak.path)},
-                         {"line", leak.line},
-                         {"function", text(leak.function)},
-                         {"code", text(leak.code)},
-                         {"growth_bytes_per_min", leak.growth_bytes_per_min},
-                         {"growth_ci95", leak.growth_ci95},
-                         {"live_bytes", leak.live_bytes},
-                         {"confidence", leak.confidence},
-                         {"evidence", text(leak.evidence)},
-                         {"seconds_to_limit", maybe(leak.seconds_to_limit)}});
-    }
-    return leaks;
+    w.close_array();
 }
 
 }  // namespace
 
 std::string to_json(const profile::Profile& profile) {
-    FrameTree frames;
-    Json stacks = stacks_json(profile, frames);
-    Json root;
-    root["schema"] = kSchema;
-    root["target"] = target_json(profile.target);
-    root["session"] = session_json(profile.session);
-    root["totals"] = totals_json(profile.totals);
-    root["hotspots"] = hotspots_json(profile);
-    root["leaks"] = leaks_json(profile);
-    root["files"] = files_json(profile);
-    root["functions"] = functions_json(profile);
-    root["threads"] = threads_json(profile);
-    root["timeline"] = timeline_json(profile);
-    root["sources"] = sources_json(profile);
-    root["function_table"] = function_table_json(profile);
-    root["frame_table"] = frames.take();
-    root["stacks"] = std::move(stacks);
-    return root.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+    JsonWriter w;
+    w.open_object().member("schema", kSchema);
+    write_target(w, profile.target);
+    write_session(w, profile.session);
+    write_totals(w, profile.totals);
+    write_findings(w, profile);
+    write_rows(w, profile);
+    write_timeline(w, profile);
+    write_sources(w, profile);
+    write_stacks(w, profile);
+    w.close_object();
+    return w.take() + "\n";
 }
 
 }  // namespace memattach::report

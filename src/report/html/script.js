@@ -209,25 +209,25 @@
         el("span", {class: "what"}, spot.metric === "memory" ? "of allocated memory" : "of CPU time"),
         spot.code && el("code", {}, trim(spot.code)),
         spot.advice && el("span", {class: "what"}, spot.advice))))));
-    main.append(el("div", {class: "two"}, columns));
+    main.append(el("div", {class: columns.length > 1 ? "two" : "one"}, columns));
     if (profile.leaks.length) navigate("leaks", "Leaks");
     if (profile.hotspots.length) navigate("hotspots", "Hotspots");
   }
 
   // --- the table -----------------------------------------------------------------------------------
   const number = (key, title, text, more) => ({key, title, text, ...more});
-  const withPm = (value, pm) => [value, known(pm) && pm > 0 ? el("span", {class: "pm"}, "± " + pm) : null];
+  const withPm = (value, pm) => [value, known(pm) ? el("span", {class: "pm"}, "± " + pm) : null];
   function columns() {
     const list = [{key: "path", title: "Where", left: true}];
     if (hasMemory) list.push(
       number("memory_pct", "Memory", r => pct(r.memory_pct), {bar: "memory"}),
-      number("alloc_bytes", "Allocated", r => withPm(bytes(r.alloc_bytes), r.alloc_ci95 > 0 ? bytes(r.alloc_ci95) : null)),
+      number("alloc_bytes", "Allocated", r => withPm(bytes(r.alloc_bytes), r.alloc_bytes > 0 && r.alloc_ci95 > 0 ? bytes(r.alloc_ci95) : null)),
       number("live_bytes", "Live", r => bytes(r.live_bytes)),
       number("peak_bytes", "At peak", r => bytes(r.peak_bytes)),
       number("temporary_bytes", "Temporary", r => bytes(r.temporary_bytes)),
       number("growth_bytes_per_min", "Growth / min", r => Math.abs(r.growth_bytes_per_min) > (r.growth_ci95 || 0) ? bytes(r.growth_bytes_per_min) : "–"));
     if (hasCpu) list.push(
-      number("cpu_pct", "CPU", r => withPm(pct(r.cpu_pct), known(r.cpu_ci95) ? r.cpu_ci95.toFixed(1) : null), {bar: "cpu"}),
+      number("cpu_pct", "CPU", r => withPm(pct(r.cpu_pct), r.cpu_pct > 0 && known(r.cpu_ci95) ? r.cpu_ci95.toFixed(1) : null), {bar: "cpu"}),
       number("cpu_total_pct", "with callees", r => pct(r.cpu_total_pct)),
       {key: "python_pct", title: "Python · native · system", split: true});
     if (state.by === "lines") list.push({key: "code", title: "Code", left: true, code: true});

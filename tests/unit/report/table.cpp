@@ -54,6 +54,33 @@ How it was measured
 )");
 }
 
+TEST_CASE("the table of a profile with memory has the design's columns, leak suspects and what it cost") {
+    const std::string table = report::to_table(test::memory_profile(), {});
+    CAPTURE(table);
+    const auto has = [&](const char* text) { return table.find(text) != std::string::npos; };
+    CHECK(table.starts_with("/srv/app/data_processor.py "));
+    CHECK(has("100.0 % of allocated memory\n"));
+    CHECK(has(" Line | Memory % | Memory (MB) |  ± | Live (MB) | Peak (MB) |  CPU % | Python % | Code\n"));
+    CHECK(
+        has("   12 |   63.2 % |       462.6 | 24 |       6.9 |       6.9 | 77.0 % |   66.5 % | "
+            "result = [self.transform(r) for r in records]\n"));
+    CHECK(has(
+        "Leak suspects\n  1. /srv/app/data_processor.py:31  in Cache.put\n     grows 227 MB a minute (± "));
+    CHECK(has("memory limit in 7 min 58 s"));
+    CHECK(has("malloc watched all the time, small objects watched 4.3 % of the time\n"));
+    CHECK(has("120 MB from before attach, charged to no line\n"));
+    CHECK(has("3.4 % of the target's run time, stopped for 510 ms in all, 214 µs at the longest\n"));
+    CHECK(has("  text      verified: the target's code equals its file, byte for byte\n"));
+
+    // Narrow terminals lose columns, not the shape; the memory share and the code stay.
+    report::TableOptions narrow;
+    narrow.width = 60;
+    const std::string cut = report::to_table(test::memory_profile(), narrow);
+    CHECK(cut.find(" Line | Memory % | Memory (MB) |") != std::string::npos);
+    CHECK(cut.find("Python %") == std::string::npos);
+    CHECK(cut.find("| Code\n") != std::string::npos);
+}
+
 TEST_CASE("functions instead of lines; fewer rows say what was left out") {
     report::TableOptions options;
     options.functions = true;
