@@ -122,7 +122,8 @@ TraceProcess::TraceProcess(pid_t pid, const python::Runtime& runtime, const Site
         ::poll(both, 2, 1000);
         if ((both[1].revents & POLLHUP) != 0) break;
     }
-    if (shared_->state.load(std::memory_order_acquire) != TraceShared::armed) {
+    const std::uint32_t state = shared_->state.load(std::memory_order_acquire);
+    if (state == TraceShared::starting || state == TraceShared::failed) {  // else: armed, or over already
         ::waitpid(tracer_, nullptr, 0);
         undo_all_patches(shared_->patches, memory_.get(), true);
         const std::string error(shared_->error.data());

@@ -13,7 +13,8 @@
 
 namespace memattach::session {
 
-Command::Command(const std::vector<std::string>& arguments, const sigset_t& mask) {
+Command::Command(const std::vector<std::string>& arguments, const sigset_t& mask,
+                 const std::function<void(pid_t)>& before_exec) {
     std::vector<char*> pointers;
     for (const std::string& argument : arguments) pointers.push_back(const_cast<char*>(argument.c_str()));
     pointers.push_back(nullptr);
@@ -21,9 +22,17 @@ Command::Command(const std::vector<std::string>& arguments, const sigset_t& mask
     std::array<int, 2> ends{};
     if (::pipe2(ends.data(), O_CLOEXEC) != 0) base::throw_error("pipe: {}", base::errno_text(errno));
     base::UniqueFd read_end(ends[0]), write_end(ends[1]);
+    // The child goes on when the write end of this one is closed.
+    std::array<int, 2> gate{};
+    if (::pipe2(gate.data(), O_CLOEXEC) != 0) base::throw_error("pipe: {}", base::errno_text(errno));
+    base::UniqueFd gate_read(gate[0]), gate_write(gate[1]);
     pid_ = ::fork();
     if (pid_ < 0) base::throw_error("fork: {}", base::errno_text(errno));
     if (pid_ == 0) {
+        gate_write.reset();
+        char byte = 0;
+        while (::read(gate_read.get(), &byte, 1) < 0 && errno == EINTR) {
+        }
         ::sigprocmask(SIG_SETMASK, &mask, nullptr);
         ::signal(SIGPIPE, SIG_DFL);
         ::execvp(pointers[0], pointers.data());
@@ -32,6 +41,8 @@ Command::Command(const std::vector<std::string>& arguments, const sigset_t& mask
         ::_exit(127);
     }
     write_end.reset();
+    if (before_exec) before_exec(pid_);
+    gate_write.reset();
     int error = 0;
     ssize_t bytes = 0;
     do {

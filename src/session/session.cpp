@@ -6,6 +6,7 @@
 
 #include "memattach/base/clock.h"
 #include "memattach/probe/cpu_task.h"
+#include "memattach/probe/startup_hold.h"
 #include "memattach/process/memory.h"
 #include "memattach/python/finder.h"
 #include "memattach/session/command.h"
@@ -22,6 +23,8 @@ namespace {
 constexpr std::uint64_t kHousekeepingNs = 100'000'000;
 /// How long a started command may take to become Python: it may be a wrapper that sets things up first.
 constexpr std::uint64_t kCommandStartNs = 30'000'000'000;
+/// How long an interpreter that exists may take to begin with the program. One that is embedded never does.
+constexpr std::uint64_t kHoldPatienceNs = 5'000'000'000;
 
 void check(const Options& options) {
     if (!options.pid && options.command.empty())
@@ -32,23 +35,33 @@ void check(const Options& options) {
 
 /// A started command, or the first process below it, that is Python: `uv run`, `env` and shell scripts come
 /// first.
-std::pair<int, python::Runtime> find_started_python(Command& command, Signals& signals) {
+///
+/// Where it is held at its start (`hold`), the command itself is not taken before it is there, or doesn't get
+/// there.
+std::pair<int, python::Runtime> find_started_python(Command& command, Signals& signals,
+                                                    probe::StartupHold* hold) {
     const std::uint64_t start = base::monotonic_ns();
+    std::optional<std::uint64_t> found_ns;
     std::string last_error = "it has not started a Python process";
     while (true) {
+        const bool starting = hold != nullptr && hold->step() == probe::StartupHold::State::waiting;
         std::vector<int> pids = {command.pid()};
         for (std::size_t i = 0; i < pids.size() && i < 256; ++i) {
             try {
                 const process::LiveMemory memory(pids[i]);
                 python::FindOptions find;
                 find.startup_wait = std::chrono::milliseconds(0);
-                return {pids[i], python::find_runtime(pids[i], memory, find)};
+                python::Runtime runtime = python::find_runtime(pids[i], memory, find);
+                if (!found_ns) found_ns = base::monotonic_ns();
+                if (starting && i == 0 && base::monotonic_ns() - *found_ns < kHoldPatienceNs) break;
+                if (starting) hold->release();
+                return {pids[i], std::move(runtime)};
             } catch (const base::Error& error) {
                 if (i == 0) last_error = error.what();
             }
             for (const int child : probe::list_children(pids[i])) pids.push_back(child);
         }
-        if (const auto status = command.poll_status())
+        if (const auto status = starting ? std::nullopt : command.poll_status())
             base::throw_error("the command ended before there was a Python process to profile: {}",
                               last_error);
         if (signals.next()) base::throw_error("interrupted while waiting for the command to start Python");
@@ -79,6 +92,7 @@ class Run {
     Signals signals_;
     Loop loop_;
     std::unique_ptr<Command> command_;
+    std::unique_ptr<probe::StartupHold> hold_;
     int pid_ = 0;
     profile::Target target_;
     std::unique_ptr<SourceLines> source_;
@@ -99,8 +113,11 @@ void Run::attach() {
         const process::LiveMemory memory(pid_);
         runtime = python::find_runtime(pid_, memory);
     } else {
-        command_ = std::make_unique<Command>(options_.command, signals_.old_mask());
-        std::tie(pid_, runtime) = find_started_python(*command_, signals_);
+        const auto before_exec = [this](pid_t pid) {
+            if (options_.memory) hold_ = std::make_unique<probe::StartupHold>(pid);
+        };
+        command_ = std::make_unique<Command>(options_.command, signals_.old_mask(), before_exec);
+        std::tie(pid_, runtime) = find_started_python(*command_, signals_, hold_.get());
     }
     target_ = describe_target(pid_, runtime);
     source_ = std::make_unique<SourceLines>(pid_);
@@ -123,6 +140,7 @@ void Run::attach() {
                                                     [this](int pid) { processes_->exec_called(pid); }});
     processes_ = std::make_unique<Processes>(options_, loop_, *recorder_);
     processes_->watch_target(pid_, runtime);
+    hold_.reset();  // from here on it runs
     session_.started = now_text();
     session_.rate_hz = options_.rate_hz;
     totals_.rss_start_bytes = processes_->rss_bytes();

@@ -3,6 +3,7 @@
 #include <sys/types.h>
 
 #include <csignal>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,8 +14,10 @@ namespace memattach::session {
 /// it would alone.
 class Command {
   public:
-    /// Starts it with the signal mask `mask`. Throws base::Error where it can't be executed.
-    Command(const std::vector<std::string>& arguments, const sigset_t& mask);
+    /// Starts it with the signal mask `mask`. `before_exec` is called with its pid while it waits to execute
+    /// the program. Throws base::Error where it can't be executed.
+    Command(const std::vector<std::string>& arguments, const sigset_t& mask,
+            const std::function<void(pid_t)>& before_exec = {});
     Command(const Command&) = delete;
     Command& operator=(const Command&) = delete;
     ~Command() = default;  // It is not killed: whoever started it decides how it ends.
