@@ -101,6 +101,12 @@ TraceProcess::TraceProcess(pid_t pid, const python::Runtime& runtime, const Site
         ::mmap(nullptr, sizeof(TraceShared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED) base::throw_error("can't start tracing: {}", base::errno_text(errno));
     shared_ = static_cast<TraceShared*>(shared);
+    pthread_mutexattr_t robust;
+    pthread_mutexattr_init(&robust);
+    pthread_mutexattr_setpshared(&robust, PTHREAD_PROCESS_SHARED);
+    pthread_mutexattr_setrobust(&robust, PTHREAD_MUTEX_ROBUST);
+    pthread_mutex_init(&shared_->alive, &robust);
+    pthread_mutexattr_destroy(&robust);
     const pid_t analyser = getpid();
     shared_->analyser_pid.store(analyser);
     tracer_ = ::fork();
@@ -141,6 +147,7 @@ TraceProcess::~TraceProcess() {
 void TraceProcess::trace(const python::Runtime& runtime, const SiteMap& sites,
                          const AllocProbeOptions& options) {
     alive_.reset();
+    pthread_mutex_lock(&shared_->alive);
     crash_table = &shared_->patches;
     crash_memory_fd = memory_.get();
     for (const int signal : {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL, SIGSYS})
@@ -175,15 +182,17 @@ void TraceProcess::trace(const python::Runtime& runtime, const SiteMap& sites,
     _exit(0);
 }
 
-/// Sleeps until the tracing process closes its files, which is the first that can be seen of its death.
+/// Sleeps until the tracing process is dying, and hurries then.
 void TraceProcess::watch() {
     sigset_t all;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, nullptr);
-    setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), -20);
-    char byte = 0;
-    while (::read(alive_.get(), &byte, 1) < 0 && errno == EINTR) {
+    sched_param realtime{};
+    realtime.sched_priority = 2;
+    if (sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &realtime) != 0) {
+        setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), -20);
     }
+    pthread_mutex_lock(&shared_->alive);
     if (shared_->state.load(std::memory_order_acquire) != TraceShared::ended) {
         repair();
         died_.store(true, std::memory_order_release);

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <pthread.h>
+
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -30,6 +32,10 @@ struct TraceShared {
     std::atomic<std::uint32_t> finish_asked;
     std::atomic<std::uint32_t> exit_drained;
     std::atomic<std::int32_t> analyser_pid;
+    /// Held by the tracing process while it lives. It is a robust one: the kernel hands it on when its owner
+    /// dies, and does so first of all, before the owner's memory and files go and its tracees are let go
+    /// (kernel/exit.c do_exit(): exit_mm(), exit_files(), exit_notify()).
+    pthread_mutex_t alive;
     std::atomic<std::uint64_t> heartbeat_ns;
     std::array<char, 512> error;
     TraceFigures figures;
