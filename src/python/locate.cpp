@@ -8,6 +8,7 @@
 #include "memattach/process/proc.h"
 #include "memattach/process/target_file.h"
 #include "memattach/python/layout_sources.h"
+#include "structure_scan.h"
 #include "version_text.h"
 
 namespace memattach::python {
@@ -30,8 +31,9 @@ bool is_32_bit(const process::Memory& memory, const Module& module) {
 /// Looks at one module, from its file where that can be had and else from its memory.
 class ModuleSearch {
   public:
-    ModuleSearch(int pid, const process::Memory& memory, Module module, bool likely)
-        : memory_(memory), likely_(likely) {
+    ModuleSearch(int pid, const process::Memory& memory, const std::vector<process::Mapping>& maps,
+                 Module module, bool likely)
+        : memory_(memory), maps_(maps), likely_(likely) {
         found_.module = std::move(module);
         const process::Mapping& first = found_.module.mappings.front();
         if (first.file_offset == 0) found_.memory_image = elf::MemoryImage::read(memory, first.start);
@@ -57,11 +59,13 @@ class ModuleSearch {
         } else {
             return std::nullopt;
         }
-        if (by_file_symbol() || by_section() || by_memory_symbol() || by_cookie()) return std::move(found_);
+        if (by_file_symbol() || by_section() || by_memory_symbol() || by_cookie() || by_structure())
+            return std::move(found_);
         return std::nullopt;
     }
 
     std::string unopened;
+    std::optional<Version> version_without_runtime;  ///< the module is Python, and nothing led to _PyRuntime
 
   private:
     bool by_file_symbol() {
@@ -95,6 +99,23 @@ class ModuleSearch {
         }
         return false;
     }
+    /// The same for 3.8 to 3.12, in modules that hold the text of Py_GetVersion.
+    bool by_structure() {
+        if (!likely_) return false;
+        for (const process::Mapping& mapping : found_.module.data) {
+            version_without_runtime = find_version_text(read_data(memory_, mapping));
+            if (version_without_runtime) break;
+        }
+        if (!version_without_runtime || version_without_runtime->major != 3) return false;
+        for (const BuiltInLayout& table : built_in_layouts()) {
+            if (table.version.minor != version_without_runtime->minor) continue;
+            Layout layout = table.layout;
+            apply_version(*version_without_runtime, layout);
+            const auto runtime = find_runtime_by_structure(memory_, found_.module, maps_, layout);
+            if (runtime) return accept(*runtime, "the list of interpreters in the data");
+        }
+        return false;
+    }
     bool accept(base::Address runtime, const std::string& how) {
         found_.runtime = runtime;
         found_.found_by = fmt::format("{} of {}", how, found_.module.path);
@@ -102,6 +123,7 @@ class ModuleSearch {
     }
 
     const process::Memory& memory_;
+    const std::vector<process::Mapping>& maps_;
     bool likely_;
     Interpreter found_;
 };
@@ -122,8 +144,11 @@ std::string Interpreter::build_id() const {
 
 Located locate_interpreters(int pid, const process::Memory& memory) {
     Located located;
-    const std::string exe = process::read_link(fmt::format("/proc/{}/exe", pid)).value_or("");
-    for (Module& module : candidate_modules(process::read_maps(pid), exe)) {
+    std::string exe = process::read_link(fmt::format("/proc/{}/exe", pid)).value_or("");
+    if (constexpr std::string_view kDeleted = " (deleted)"; exe.ends_with(kDeleted))
+        exe.resize(exe.size() - kDeleted.size());  // as maps.h has it
+    const std::vector<process::Mapping> maps = process::read_maps(pid);
+    for (Module& module : candidate_modules(maps, exe)) {
         // Once there is one, only likely places for a second are looked at.
         const bool named_so = module.base_name().find("python") != std::string_view::npos;
         if (!located.interpreters.empty() && !named_so) break;
@@ -135,11 +160,19 @@ Located locate_interpreters(int pid, const process::Memory& memory) {
             located.other = "runs PyPy, and memattach reads CPython";
         const bool likely = named_so || module.path == exe;
         module.path = process::path_in_target(pid, module.path);
-        ModuleSearch search(pid, memory, std::move(module), likely);
+        ModuleSearch search(pid, memory, maps, std::move(module), likely);
         if (auto interpreter = search.find()) {
             located.interpreters.push_back(std::move(*interpreter));
-        } else if (located.unopened.empty()) {
-            located.unopened = search.unopened;
+            continue;
+        }
+        if (located.unopened.empty()) located.unopened = search.unopened;
+        if (const auto& seen = search.version_without_runtime) {
+            located.other = fmt::format(
+                "has Python {}.{}.{} linked in without a symbol for its runtime, which can't be found while "
+                "no "
+                "thread runs Python code",
+                seen->major, seen->minor, seen->micro);
+            if (seen->major < 3 || seen->minor < 8) located.old_version = seen;
         }
     }
     return located;

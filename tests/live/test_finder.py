@@ -239,6 +239,27 @@ class Embedded(FinderTest):
         self.check(said, target)
         self.assertEqual(said["module"], str(program))
 
+    @each_python(kinds=("pyenv",), maximum=(3, 12))
+    def test_no_symbol_and_no_debug_offsets(self, python):
+        """Then _PyRuntime is known by what it looks like, while some thread runs Python code."""
+        program = self.build(python, static=True, options=("-Wl,--no-export-dynamic",))
+        symbols = subprocess.run(["nm", program], capture_output=True, text=True, check=True).stdout
+        truth = [line.split()[0] for line in symbols.splitlines() if line.endswith(" _PyRuntime")]
+        # Some versions have a section of that name, which survives strip.
+        subprocess.run(["objcopy", "--strip-all", "--rename-section", ".PyRuntime=.other", program], check=True)
+        target = self.start_embedded(program, python)
+        self.refusal(target.pid, "is not Python")
+        self.step(target, "init")
+        self.refusal(target.pid, "without a symbol", ".".join(map(str, python.version)))
+        target.send("loop")
+        self.assertEqual(target.read_line(), "looping")
+        said = self.show(target.pid)
+        self.assertEqual(said["version"], ".".join(map(str, python.version)))
+        self.assertIn("the list of interpreters", said["found_by"])
+        bias = int(said["address"], 16) - int(truth[0], 16)
+        with open(f"/proc/{target.pid}/maps", encoding="utf-8") as maps:
+            self.assertIn(bias, [int(line.split("-")[0], 16) for line in maps if str(program) in line])
+
     @each_python(kinds=("pyenv",), minimum=(3, 13))
     def test_no_symbol_at_all(self, python):
         program = self.build(python, static=True, options=("-Wl,--no-export-dynamic", "-Wl,--strip-all"))
