@@ -81,6 +81,7 @@ class Finder {
         }
         if (!why.empty()) return std::nullopt;
         if (located.old_version) throw base::Error(too_old(*located.old_version));
+        waits_for_interpreter_ |= located.may_appear;
         why = fmt::format("process {} ({}) {}", pid_, base::printable(process::command_line(pid_), 200),
                           located.other.empty() ? "is not Python" : located.other);
         if (!located.unopened.empty()) why += "; " + base::printable(located.unopened);

@@ -167,6 +167,7 @@ Located locate_interpreters(int pid, const process::Memory& memory) {
         }
         if (located.unopened.empty()) located.unopened = search.unopened;
         if (const auto& seen = search.version_without_runtime) {
+            located.may_appear = true;
             located.other = fmt::format(
                 "has Python {}.{}.{} linked in without a symbol for its runtime, which can't be found while "
                 "no "

@@ -34,6 +34,7 @@ struct Located {
     /// version here; `unopened` says which file couldn't be looked into, in one clause.
     std::optional<Version> old_version;
     std::string unopened;
+    bool may_appear = false;  ///< it is Python, and _PyRuntime can be found once a thread runs Python code
     std::string other;  ///< "runs PyPy, which memattach can't read": something better known than "not Python"
 };
 

@@ -9,7 +9,7 @@ namespace memattach::python {
 namespace {
 
 constexpr std::size_t kMaxScanBytes = 8 << 20;      ///< of one mapping
-constexpr std::size_t kMaxRemoteReads = 1'000'000;  ///< two seconds' worth; a real program takes some 10,000
+constexpr std::size_t kMaxRemoteReads = 1'000'000;  ///< some seconds' worth
 constexpr std::size_t kMaxCandidates = 16;          ///< a real program has one or two
 
 class Scan {
@@ -37,11 +37,13 @@ class Scan {
     }
 
   private:
-    /// Its first thread leads back to it.
+    /// Its first thread leads back to it and to no thread before it. (The first alone is true of many a pair
+    /// of statically allocated objects.)
     bool is_interpreter(base::Address address) {
         if (!is_writable(address)) return false;
         const auto thread = read(address + layout_.interpreter.threads_head);
-        return thread && is_writable(*thread) && read(*thread + layout_.thread.interp) == address;
+        return thread && is_writable(*thread) && read(*thread + layout_.thread.interp) == address &&
+               read(*thread + layout_.thread.prev) == base::Address();
     }
 
     [[nodiscard]] bool is_writable(base::Address address) const {
