@@ -1,0 +1,45 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "memattach/probe/native_merge.h"
+#include "memattach/probe/native_unwind.h"
+#include "memattach/process/memory.h"
+#include "memattach/python/layout.h"
+#include "memattach/python/reader.h"
+#include "memattach/trace/frame.h"
+
+namespace memattach::probe {
+
+/// Gives a process's samples their native frames: unwinds, names and merges them with the Python frames.
+class NativeFrames {
+  public:
+    NativeFrames(int pid, const python::Runtime& runtime, const process::Memory& memory,
+                 trace::FunctionTable& functions);
+
+    /// `python` is `raw`, resolved. Both may be empty.
+    trace::Stack merge(const std::array<std::uint64_t, kPerfRegisterCount>& registers,
+                       std::span<const std::byte> stack, const python::RawStack& raw,
+                       std::span<const trace::Frame> python);
+
+    [[nodiscard]] std::uint64_t merged() const { return merged_; }
+    /// Of these, how many had not as many eval loops as runs of Python frames.
+    [[nodiscard]] std::uint64_t mismatched() const { return mismatched_; }
+
+  private:
+    const NativeFrame& frame_at(base::Address address);
+
+    const python::Runtime& runtime_;
+    trace::FunctionTable& functions_;
+    NativeUnwinder unwinder_;
+    std::unordered_map<base::Address, NativeFrame> frames_;
+    std::vector<NativeFrame> native_;
+    std::uint64_t merged_ = 0, mismatched_ = 0;
+};
+
+}  // namespace memattach::probe

@@ -1,0 +1,46 @@
+#include "memattach/probe/cpu_native.h"
+
+#include <algorithm>
+
+namespace memattach::probe {
+namespace {
+
+constexpr std::size_t kMaxCachedFrames = 200'000;
+
+}  // namespace
+
+NativeFrames::NativeFrames(int pid, const python::Runtime& runtime, const process::Memory& memory,
+                           trace::FunctionTable& functions)
+    : runtime_(runtime), functions_(functions), unwinder_(pid, memory) {}
+
+const NativeFrame& NativeFrames::frame_at(base::Address address) {
+    const auto found = frames_.find(address);
+    if (found != frames_.end()) return found->second;
+    if (frames_.size() >= kMaxCachedFrames) frames_.clear();
+    const NativeUnwinder::Symbol symbol = unwinder_.symbol_at(address);
+    NativeFrame frame;
+    frame.interpreter = address >= runtime_.text_start && address < runtime_.text_end;
+    // Exported by every CPython since 3.6, stripped or not. Compilers split rarely used parts off as
+    // "_PyEval_EvalFrameDefault.cold".
+    frame.eval_loop = frame.interpreter && symbol.name.starts_with("_PyEval_EvalFrameDefault");
+    frame.frame.function = functions_.intern(
+        {symbol.name.empty() ? "<native>" : symbol.name, symbol.module, 0, trace::FunctionKind::native});
+    return frames_.emplace(address, frame).first->second;
+}
+
+trace::Stack NativeFrames::merge(const std::array<std::uint64_t, kPerfRegisterCount>& registers,
+                                 std::span<const std::byte> stack, const python::RawStack& raw,
+                                 std::span<const trace::Frame> python) {
+    native_.clear();
+    for (const base::Address address : unwinder_.unwind(registers, stack))
+        native_.push_back(frame_at(address));
+    std::vector<bool> entries;
+    for (const python::RawFrame& frame : raw.frames) entries.push_back(frame.entry);
+    const auto loops =
+        std::count_if(native_.begin(), native_.end(), [](const auto& f) { return f.eval_loop; });
+    ++merged_;
+    if (loops != std::count(entries.begin(), entries.end(), true)) ++mismatched_;
+    return merge_stacks(native_, python, entries);
+}
+
+}  // namespace memattach::probe
