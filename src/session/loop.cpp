@@ -2,7 +2,7 @@
 
 #include <sys/epoll.h>
 #include <sys/prctl.h>
-#include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -25,6 +25,13 @@ constexpr std::uint64_t kPollEveryNs = 1'000'000;
 
 Loop::Loop(bool precise) : precise_(precise), epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
     if (!epoll_.is_open()) base::throw_error("epoll_create1: {}", base::errno_text(errno));
+    timer_.reset(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
+    if (!timer_.is_open()) base::throw_error("timerfd_create: {}", base::errno_text(errno));
+    watch(timer_.get(), [this] {
+        std::uint64_t expirations = 0;
+        static_cast<void>(!::read(timer_.get(), &expirations, sizeof(expirations)));
+        armed_for_ns_ = probe::Source::kNever;
+    });
     // The kernel delays wake-ups by up to 50 µs to batch them, unless asked not to (prctl(2)).
     ::prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
     // With one CPU, spinning would keep the target from running.
@@ -80,20 +87,23 @@ std::uint64_t Loop::next_due_ns() const {
     return due;
 }
 
-void Loop::poll_descriptors(std::uint64_t timeout_ns) {
+/// A timer that goes off too early does no harm, so it is set anew only where it would be late: waiting with
+/// a timeout would set and cancel one for each sample, which costs more than reading the stack in a virtual
+/// machine.
+void Loop::arm_timer(std::uint64_t due_ns) {
+    if (due_ns >= armed_for_ns_) return;
+    itimerspec when{};
+    when.it_value.tv_sec = static_cast<std::time_t>(due_ns / 1'000'000'000);
+    when.it_value.tv_nsec = static_cast<long>(due_ns % 1'000'000'000);
+    if (::timerfd_settime(timer_.get(), TFD_TIMER_ABSTIME, &when, nullptr) != 0)
+        base::throw_error("timerfd_settime: {}", base::errno_text(errno));
+    armed_for_ns_ = due_ns;
+}
+
+void Loop::poll_descriptors(bool may_wait) {
     std::array<epoll_event, 64> events;
-    int count = -1;
-    if (has_pwait2_) {
-        // Nanoseconds instead of milliseconds; Linux 5.11.
-        const std::timespec timeout{static_cast<std::time_t>(timeout_ns / 1'000'000'000),
-                                    static_cast<long>(timeout_ns % 1'000'000'000)};
-        count = static_cast<int>(::syscall(SYS_epoll_pwait2, epoll_.get(), events.data(),
-                                           static_cast<int>(events.size()), &timeout, nullptr, 0));
-        if (count < 0 && (errno == ENOSYS || errno == EPERM)) has_pwait2_ = false;
-    }
-    if (!has_pwait2_)
-        count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()),
-                             static_cast<int>((timeout_ns + 999'999) / 1'000'000));
+    const int count =
+        ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), may_wait ? -1 : 0);
     if (count < 0 && errno != EINTR) base::throw_error("epoll_wait: {}", base::errno_text(errno));
     for (int i = 0; i < count; ++i) {
         const epoll_event& event = events[static_cast<std::size_t>(i)];
@@ -109,18 +119,26 @@ void Loop::poll_descriptors(std::uint64_t timeout_ns) {
     }
 }
 
+bool Loop::may_spin() const {
+    return precise_ &&
+           std::all_of(sources_.begin(), sources_.end(), [](const auto* s) { return s->may_spin(); });
+}
+
 void Loop::wait(std::uint64_t due_ns) {
     const std::uint64_t now = base::monotonic_ns();
     const std::uint64_t left = due_ns > now ? due_ns - now : 0;
-    if (!precise_) {
-        poll_descriptors(std::min<std::uint64_t>(left, 1'000'000'000));
+    if (!may_spin()) {
+        if (left > 0) arm_timer(due_ns);
+        poll_descriptors(left > 0);
+        last_poll_ns_ = now;
         return;
     }
     if (left > kSpinNs) {
-        poll_descriptors(std::min<std::uint64_t>(left - kSpinNs, 1'000'000'000));
+        arm_timer(due_ns - kSpinNs);
+        poll_descriptors(true);
         last_poll_ns_ = base::monotonic_ns();
     } else if (now - last_poll_ns_ > kPollEveryNs) {
-        poll_descriptors(0);
+        poll_descriptors(false);
         last_poll_ns_ = now;
     }
     const std::uint64_t spin_from = base::monotonic_ns();

@@ -15,6 +15,8 @@ namespace {
 constexpr std::uint64_t kMs = 1'000'000;
 /// How long a new process may take to become Python.
 constexpr std::uint64_t kCandidateForNs = 5'000 * kMs;
+/// The target itself, after an exec: what is profiled must be clear soon.
+constexpr std::uint64_t kTargetCandidateForNs = 1'000 * kMs;
 
 }  // namespace
 
@@ -47,7 +49,7 @@ void Processes::watch_target(int pid, const python::Runtime& runtime) {
     target_end_ = std::make_unique<ProcessEnd>(pid);
     if (target_end_->fd() >= 0) {
         loop_.watch(target_end_->fd(), [this] {
-            target_state_ = State::ended;
+            target_state_ = candidates_.contains(target_pid_) ? State::execed_away : State::ended;
             loop_.stop();
         });
     }
@@ -60,7 +62,7 @@ void Processes::watch(int pid, const python::Runtime& runtime, bool is_target) {
     auto watched = std::make_unique<Watched>(pid, runtime, is_target);
     if (options_.memory) watch_memory(*watched);  // first: it forks
     if (options_.cpu) {
-        const probe::CpuOptions cpu{options_.rate_hz, options_.idle};
+        const probe::CpuOptions cpu{options_.rate_hz, options_.idle, options_.blocking, options_.native};
         watched->sampler = std::make_unique<probe::CpuSampler>(pid, watched->runtime, watched->memory,
                                                                recorder_.functions(), cpu, recorder_, loop_);
         engine_ = watched->sampler->engine();
@@ -105,6 +107,8 @@ void Processes::end_probe(Watched& watched) {
     watched.sampler->finish();
     for (std::size_t i = 0; i < losses_.counts.size(); ++i)
         losses_.counts[i] += watched.sampler->losses().counts[i];
+    stopped_ns_ += watched.sampler->stopped_ns();
+    longest_stop_ns_ = std::max(longest_stop_ns_, watched.sampler->longest_stop_ns());
     for (std::string& note : watched.sampler->notes())
         if (std::find(notes_.begin(), notes_.end(), note) == notes_.end()) notes_.push_back(std::move(note));
     watched.sampler.reset();
@@ -160,7 +164,7 @@ void Processes::try_candidates(std::uint64_t now_ns) {
             settled.push_back(pid);
         } catch (const base::Error& error) {
             const bool gone = ::kill(pid, 0) != 0 && errno == ESRCH;
-            if (!gone && age < kCandidateForNs) continue;
+            if (!gone && age < (candidate.is_target ? kTargetCandidateForNs : kCandidateForNs)) continue;
             settled.push_back(pid);
             if (candidate.is_target && !gone) {
                 target_state_ = State::execed_away;
@@ -204,6 +208,8 @@ void Processes::finish(profile::Session& session) {
     session.engine_cpu = engine_;
     session.loss = losses_;
     memory_.fill(session, options_.malloc_threshold_mb * 1024 * 1024);
+    session.stopped_s += static_cast<double>(stopped_ns_) / 1e9;
+    session.longest_stop_us = std::max(session.longest_stop_us, static_cast<double>(longest_stop_ns_) / 1e3);
     session.notes.insert(session.notes.end(), notes_.begin(), notes_.end());
 }
 

@@ -11,6 +11,7 @@
 #include "memattach/python/finder.h"
 #include "memattach/session/command.h"
 #include "memattach/session/loop.h"
+#include "memattach/session/priority.h"
 #include "memattach/session/processes.h"
 #include "memattach/session/recorder.h"
 #include "memattach/session/signals.h"
@@ -31,6 +32,9 @@ void check(const Options& options) {
         base::throw_error("neither a process id nor a command was given");
     if (!(options.rate_hz >= 0.1 && options.rate_hz <= 1e6))
         base::throw_error("a rate of {} Hz is outside of 0.1 … 1000000", options.rate_hz);
+    if (options.native && options.cpu && options.rate_hz > probe::kEventRateLimitHz)
+        base::throw_error("--native goes with rates up to {} Hz, not {}", probe::kEventRateLimitHz,
+                          options.rate_hz);
 }
 
 /// A started command, or the first process below it, that is Python: `uv run`, `env` and shell scripts come
@@ -76,7 +80,8 @@ class Run {
     Run(const Options& options, const ProgressFunction& progress)
         : options_(options),
           progress_(progress),
-          loop_(options.cpu && options.rate_hz > probe::kEventRateLimitHz) {}
+          loop_(options.cpu && options.rate_hz > probe::kEventRateLimitHz),
+          priority_(options.cpu && options.rate_hz <= probe::kEventRateLimitHz) {}
 
     Outcome operator()();
 
@@ -91,6 +96,7 @@ class Run {
     const ProgressFunction& progress_;
     Signals signals_;
     Loop loop_;
+    SamplingPriority priority_;
     std::unique_ptr<Command> command_;
     std::unique_ptr<probe::StartupHold> hold_;
     int pid_ = 0;
@@ -188,6 +194,7 @@ void Run::housekeeping() {
 }
 
 void Run::conclude() {
+    priority_.end();
     const std::uint64_t end_ns = base::monotonic_ns();
     session_.duration_s = static_cast<double>(end_ns - start_ns_) / 1e9;
     const Ending ending = processes_->target_ending();

@@ -52,14 +52,17 @@ class Loop final : public probe::Poller {
     };
     void watch(Watched watched);
     void wait(std::uint64_t due_ns);
-    void poll_descriptors(std::uint64_t timeout_ns);
+    void arm_timer(std::uint64_t due_ns);
+    void poll_descriptors(bool may_wait);
+    [[nodiscard]] bool may_spin() const;
     [[nodiscard]] std::uint64_t next_due_ns() const;
 
     bool precise_;
     bool stopped_ = false;
-    bool has_pwait2_ = true;
     std::uint64_t last_poll_ns_ = 0;
     base::UniqueFd epoll_;
+    base::UniqueFd timer_;
+    std::uint64_t armed_for_ns_ = probe::Source::kNever;
     std::uint64_t next_id_ = 0;
     std::unordered_map<std::uint64_t, Watched> watched_;  ///< by an id that is never used again
     std::unordered_map<int, std::uint64_t> ids_;          ///< by descriptor

@@ -81,6 +81,7 @@ class Processes {
     std::size_t watched_ever_ = 0;
     double ended_cpu_s_ = 0;
     trace::LossCounts losses_;
+    std::uint64_t stopped_ns_ = 0, longest_stop_ns_ = 0;
     std::vector<std::string> notes_;
     std::string engine_;
     MemoryAccount memory_;
