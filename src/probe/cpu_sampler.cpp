@@ -16,6 +16,16 @@ constexpr std::uint64_t kMs = 1'000'000;
 constexpr std::uint64_t kHiddenSlackNs = 60'000;
 /// A sleeping thread's CPU clock is looked at no more often than this for hidden samples.
 constexpr std::uint64_t kHiddenIdleNs = 5 * kMs;
+/// A record that is served later than this says nothing about the stack that is read now: the thread has run
+/// on.
+constexpr std::uint64_t kLateNs = 1 * kMs;
+/// How often a new sampling period is drawn: it interrupts the thread's CPU once more.
+constexpr std::uint64_t kRedrawNs = 8 * kMs;
+constexpr std::uint32_t kSampledStackBytes = 8192;
+constexpr std::size_t kStoppedStackBytes = 64 << 10;
+/// How long an unchanged stack is taken for the same functions without asking the code cache, which notices
+/// code objects whose address was used again.
+constexpr std::uint64_t kTrustStackNs = 100 * kMs;
 constexpr std::uint64_t kStatesMinAgeNs = 5 * kMs;
 constexpr std::uint64_t kLabelPeriodNs = 500'000;
 
@@ -30,17 +40,22 @@ struct CpuSampler::Thread {
     base::Address state;
     std::uint64_t state_sought_ns = 0;
 
-    python::RawStack raw, last_raw;
-    std::optional<CpuSink::StackId> last_stack;  ///< of last_raw
+    python::RawStack raw;
+    std::optional<CpuSink::StackId> last_stack;  ///< what raw became
+    std::uint64_t resolved_ns = 0;
     bool named = false;
     bool gone = false;
 
+    // Event-driven: the period that the kernel has, and when it was drawn.
+    std::uint64_t period_ns = 0;
+    std::uint64_t drawn_ns = 0;
     // Event-driven, user side only: where on its CPU clock the next sample is due, and when to look.
     std::uint64_t next_sample_cpu_ns = 0;
     std::uint64_t check_ns = kNever;
 
     // Ticks with perf: on a CPU by the last switch record, and the sample that waits for a label.
     std::optional<bool> on_cpu;
+    std::uint64_t preempted_ns = 0;  ///< when it was last taken off the CPU while it wanted to go on
     std::optional<PerfSample> label;
     std::optional<std::pair<trace::CpuSample, CpuSink::StackId>> pending;
 };
@@ -53,6 +68,7 @@ struct CpuSampler::Burst {
     std::vector<int> new_processes;
     bool exited = false;
     bool exec = false;
+    std::vector<std::byte> stack;  ///< of the last sample, whose own span ends with the reading
 };
 
 CpuSampler::CpuSampler(int pid, const python::Runtime& runtime, const process::Memory& memory,
@@ -60,16 +76,17 @@ CpuSampler::CpuSampler(int pid, const python::Runtime& runtime, const process::M
                        Poller& poller)
     : pid_(pid),
       options_(options),
+      memory_(memory),
       sink_(sink),
       reader_(memory, runtime, pid),
       functions_(functions),
       codes_(memory, runtime, functions),
       regions_(pid, runtime),
       perf_(probe_perf(pid)),
-      event_driven_(perf_.allowed && options.rate_hz <= kEventRateLimitHz),
+      stopping_(options.blocking || (options.native && !perf_.allowed)),
+      event_driven_(perf_.allowed && !stopping_ && options.rate_hz <= kEventRateLimitHz),
       period_ns_(static_cast<std::uint64_t>(1e9 / options.rate_hz)),
-      late_limit_ns_(std::clamp<std::uint64_t>(period_ns_, kMs, 10 * kMs)),
-      ticks_(base::monotonic_ns(), options.rate_hz),
+      ticks_(base::monotonic_ns(), options.rate_hz, options.rate_hz <= kEventRateLimitHz),
       ticking_(!event_driven_ || options.idle),
       poller_(poller) {
     perf_options_.exclude_kernel = !perf_.kernel_visible;
@@ -77,6 +94,13 @@ CpuSampler::CpuSampler(int pid, const python::Runtime& runtime, const process::M
     perf_options_.wake = event_driven_;
     perf_options_.switches = !event_driven_;
     perf_options_.ring_pages = event_driven_ ? 1 : 4;
+    if (options.native) {
+        native_ = std::make_unique<NativeFrames>(pid, runtime, memory, functions);
+        if (event_driven_) {
+            perf_options_.user_stack_bytes = kSampledStackBytes;
+            perf_options_.ring_pages = 8;
+        }
+    }
     refresh_threads(base::monotonic_ns());
 }
 
@@ -84,12 +108,22 @@ CpuSampler::~CpuSampler() = default;
 
 std::vector<std::string> CpuSampler::notes() const {
     std::vector<std::string> notes;
-    if (!perf_.allowed)
+    if (!perf_.allowed && !stopping_)
         notes.push_back(
             fmt::format("no Python/native/system split: {} (--blocking works without)", perf_.why_not));
     if (threads_without_perf_ > 0)
         notes.push_back(fmt::format("{} threads were sampled by timer, without a split: {}",
                                     threads_without_perf_, base::errno_text(perf_errno_)));
+    if (refused_stops_ > 0)
+        notes.push_back(fmt::format("{} samples without a stop and without a split: {}", refused_stops_,
+                                    base::errno_text(stops_.last_error())));
+    if (late_stops_ > 0)
+        notes.push_back(fmt::format("{} threads didn't stop in time to be sampled", late_stops_));
+    if (native_ && native_->mismatched() > 0)
+        notes.push_back(
+            fmt::format("{} of {} native stacks had changed before the Python stack was read: matched "
+                        "at their outer ends",
+                        native_->mismatched(), native_->merged()));
     return notes;
 }
 
@@ -130,7 +164,8 @@ void CpuSampler::map_states(std::uint64_t now_ns) {
 CpuSampler::Thread* CpuSampler::add_thread(int tid) {
     if (threads_.contains(tid)) return nullptr;
     auto thread = std::make_unique<Thread>(pid_, tid);
-    if (perf_.allowed) {
+    thread->period_ns = period_ns_;
+    if (perf_.allowed && !stopping_) {
         const int error = thread->perf.open(tid, perf_options_);
         if (error == ESRCH) return nullptr;
         if (error != 0) {
@@ -169,8 +204,11 @@ void CpuSampler::read_records(Thread& thread, Burst& burst) {
         if (const auto* sample = std::get_if<PerfSample>(&record)) {
             ++burst.samples;
             burst.last = *sample;
+            burst.stack.assign(sample->stack.begin(), sample->stack.end());
+            burst.last.stack = burst.stack;
         } else if (const auto* change = std::get_if<PerfSwitch>(&record)) {
             thread.on_cpu = !change->out;
+            thread.preempted_ns = change->out && change->preempted ? change->time_ns : 0;
         } else if (const auto* fork = std::get_if<PerfFork>(&record)) {
             (fork->pid == pid_ ? burst.new_threads : burst.new_processes)
                 .push_back(fork->pid == pid_ ? fork->tid : fork->pid);
@@ -214,21 +252,42 @@ void CpuSampler::serve_event(int tid) {
     if (burst.samples > 0) {
         const std::uint64_t now = base::monotonic_ns();
         losses_[trace::Loss::missed_samples] += burst.samples - 1;
-        if (perf_options_.exclude_kernel) {
-            thread.next_sample_cpu_ns = burst.last.cpu_ns + period_ns_;
-            thread.check_ns = burst.last.time_ns + period_ns_ + kHiddenSlackNs;
-            next_check_ns_ = std::min(next_check_ns_, thread.check_ns);
-        }
-        if (now - burst.last.time_ns > late_limit_ns_ && now > burst.last.time_ns) {
+        if (now > burst.last.time_ns + kLateNs) {
             ++losses_[trace::Loss::missed_samples];
         } else {
             trace::CpuSample sample{burst.last.time_ns, pid_, tid, true, false, mode_of(burst.last)};
-            if (const auto stack = look(thread, sample, burst.last.kernel_mode ? 0 : burst.last.ip))
-                give(thread, sample, *stack);
+            Place place;
+            if (!burst.last.kernel_mode) place.ip = burst.last.ip;
+            if (burst.last.has_registers) {
+                place.registers = &burst.last.registers;
+                place.stack = burst.last.stack;
+            }
+            if (const auto stack = look(thread, sample, place)) give(thread, sample, *stack);
         }
+        plan_next(thread, burst.last);
     }
     act_on(burst);
     if (burst.exited) remove_thread(tid);
+}
+
+/// Draws a new period now and then, with the asked one as its mean.
+void CpuSampler::plan_next(Thread& thread, const PerfSample& last) {
+    const std::uint64_t now = base::monotonic_ns();
+    std::uint64_t due_cpu_ns = last.cpu_ns + thread.period_ns;
+    if (now - thread.drawn_ns >= kRedrawNs) {
+        thread.drawn_ns = now;
+        const std::uint64_t since = std::min(now - last.time_ns, period_ns_ / 4);
+        thread.period_ns =
+            static_cast<std::uint64_t>(static_cast<double>(period_ns_) * (0.5 + random_.uniform()));
+        // Where each sample draws, the time since the last one is part of this period.
+        if (period_ns_ >= kRedrawNs) thread.period_ns -= since;
+        thread.perf.set_period(thread.period_ns);
+        due_cpu_ns = last.cpu_ns + since + thread.period_ns;
+    }
+    if (!perf_options_.exclude_kernel) return;
+    thread.next_sample_cpu_ns = due_cpu_ns;
+    thread.check_ns = last.time_ns + (due_cpu_ns - last.cpu_ns) + kHiddenSlackNs;
+    next_check_ns_ = std::min(next_check_ns_, thread.check_ns);
 }
 
 /// Looks whether the thread's CPU clock has passed a sampling point that left no record: then it was in the
@@ -245,24 +304,29 @@ void CpuSampler::check_hidden(Thread& thread, std::uint64_t now_ns) {
     }
     // Between reading the clock and now a record may have come after all.
     if (*cpu >= thread.next_sample_cpu_ns + kHiddenSlackNs / 2 && !thread.perf.has_records()) {
-        const std::uint64_t passed = (*cpu - thread.next_sample_cpu_ns) / period_ns_ + 1;
-        thread.next_sample_cpu_ns += passed * period_ns_;
+        const std::uint64_t passed = (*cpu - thread.next_sample_cpu_ns) / thread.period_ns + 1;
+        thread.next_sample_cpu_ns += passed * thread.period_ns;
         losses_[trace::Loss::missed_samples] += passed - 1;
         trace::CpuSample sample{now_ns, pid_, thread.tid, true, false, trace::CpuMode::system};
-        if (const auto stack = look(thread, sample, 0)) give(thread, sample, *stack);
+        if (const auto stack = look(thread, sample, Place{})) give(thread, sample, *stack);
     }
     const std::uint64_t remaining =
-        thread.next_sample_cpu_ns > *cpu ? thread.next_sample_cpu_ns - *cpu : period_ns_;
+        thread.next_sample_cpu_ns > *cpu ? thread.next_sample_cpu_ns - *cpu : thread.period_ns;
     thread.check_ns = now_ns + std::max(remaining, std::min(period_ns_ / 2, kHiddenIdleNs)) + kHiddenSlackNs;
 }
 
 // ---- ticks ------------------------------------------------------------------------------------------------
 
 std::uint64_t CpuSampler::due_ns() const {
-    return std::min({ticking_ ? ticks_.due_ns() : kNever, next_refresh_ns_, next_check_ns_});
+    const std::uint64_t late = stops_.has_late() ? last_tick_ns_ + kMs / 2 : kNever;
+    return std::min({ticking_ ? ticks_.due_ns() : kNever, next_refresh_ns_, next_check_ns_, late});
 }
 
 void CpuSampler::on_time(std::uint64_t now_ns) {
+    if (stops_.has_late()) {
+        stops_.let_late_go();
+        last_tick_ns_ = now_ns;
+    }
     if (ticking_ && now_ns >= ticks_.due_ns()) serve_tick(now_ns);
     if (now_ns >= next_check_ns_) {
         next_check_ns_ = kNever;
@@ -290,6 +354,8 @@ void CpuSampler::serve_tick(std::uint64_t now_ns) {
         }
         poll_thread(*thread, now_ns);
     }
+    last_tick_ns_ = now_ns;
+    if (now_ns > contended_until_ns_) contended_until_ns_ = 0;
     act_on(burst);
     for (const int tid : ended) remove_thread(tid);
 }
@@ -301,6 +367,11 @@ void CpuSampler::poll_thread(Thread& thread, std::uint64_t now_ns) {
         if (!running) return;
         if (perf_options_.switches && thread.perf.is_open()) thread.on_cpu = running;
     }
+    if (thread.preempted_ns > last_tick_ns_) {
+        // It ran until someone took its CPU, most likely we: its stack is where it was then, once.
+        running = true;
+        contended_until_ns_ = now_ns + 20 * kMs;
+    }
     if (event_driven_ && thread.perf.is_open() && *running) return;  // its own clock takes that one
     if (!*running && !options_.idle) {
         flush_pending(thread);
@@ -309,8 +380,13 @@ void CpuSampler::poll_thread(Thread& thread, std::uint64_t now_ns) {
     }
     trace::CpuSample sample{base::monotonic_ns(), pid_, thread.tid, *running, false, trace::CpuMode::unknown};
     static_cast<void>(now_ns);
-    const auto stack =
-        look(thread, sample, thread.label && !thread.label->kernel_mode ? thread.label->ip : 0);
+    if (stopping_ && *running) {
+        if (const auto held = look_stopped(thread, sample)) give(thread, sample, *held);
+        return;
+    }
+    Place place;
+    if (thread.label && !thread.label->kernel_mode) place.ip = thread.label->ip;
+    const auto stack = look(thread, sample, place);
     // A label goes to the sample nearest in time, which is this one or the one before.
     if (thread.label && thread.pending) {
         const std::uint64_t at = thread.label->time_ns;
@@ -340,24 +416,29 @@ void CpuSampler::flush_pending(Thread& thread) {
 
 // ---- looking ----------------------------------------------------------------------------------------------
 
-std::optional<CpuSink::StackId> CpuSampler::look(Thread& thread, trace::CpuSample& sample, std::uint64_t ip) {
+std::optional<CpuSink::StackId> CpuSampler::look(Thread& thread, trace::CpuSample& sample,
+                                                 const Place& place) {
     if (thread.state.is_null()) {
         // A thread that is new to us, or that runs no Python at all; ask less and less often.
         const std::uint64_t now = base::monotonic_ns();
         if (now - thread.state_sought_ns > 100 * kMs && now - states_read_ns_ > kStatesMinAgeNs)
             map_states(now);
         thread.state_sought_ns = now;
-        if (thread.state.is_null()) return native_stack(thread, ip);
+        if (thread.state.is_null()) return native_stack(place);
     }
-    switch (reader_.walk(thread.state, thread.raw)) {
+    switch (reader_.walk(thread.state, thread.raw, place.stopped)) {
         case python::WalkStatus::consistent:
             break;
         case python::WalkStatus::torn:
+            // Still the best that can be told of this moment: to drop it would leave out code that makes
+            // short calls. It is counted.
             ++losses_[trace::Loss::torn_stacks];
-            return std::nullopt;
+            break;
         case python::WalkStatus::no_frames:
-            return native_stack(thread, ip);
+            thread.last_stack.reset();
+            return native_stack(place);
         case python::WalkStatus::gone:
+            thread.last_stack.reset();
             ++losses_[trace::Loss::gone_threads];
             thread.state = base::Address();
             states_.erase(thread.tid);
@@ -365,18 +446,56 @@ std::optional<CpuSink::StackId> CpuSampler::look(Thread& thread, trace::CpuSampl
     }
     const auto holder = reader_.gil_holder();
     sample.holds_gil = holder && *holder == thread.state;
-    if (thread.last_stack && thread.raw.frames == thread.last_raw.frames &&
-        thread.raw.truncated == thread.last_raw.truncated && thread.raw.broken == thread.last_raw.broken)
+    if (native_ && place.registers != nullptr) {
+        codes_.resolve(thread.raw, stack_, losses_);
+        return sink_.intern(native_->merge(*place.registers, place.stack, thread.raw, stack_));
+    }
+    const std::uint64_t now = base::monotonic_ns();
+    if (thread.last_stack && thread.raw.unchanged && now - thread.resolved_ns < kTrustStackNs)
         return thread.last_stack;
     codes_.resolve(thread.raw, stack_, losses_);
     thread.last_stack = sink_.intern(stack_);
-    std::swap(thread.raw, thread.last_raw);
+    thread.resolved_ns = now;
     return thread.last_stack;
 }
 
-std::optional<CpuSink::StackId> CpuSampler::native_stack(Thread& thread, std::uint64_t ip) {
-    static_cast<void>(thread);
-    const std::string module = ip == 0 ? std::string() : regions_.module_of(base::Address(ip));
+std::optional<CpuSink::StackId> CpuSampler::look_stopped(Thread& thread, trace::CpuSample& sample) {
+    StoppedRegisters registers;
+    Place place;
+    switch (stops_.stop(thread.tid, registers)) {
+        case StopResult::gone:
+            ++losses_[trace::Loss::gone_threads];
+            return std::nullopt;
+        case StopResult::late:
+            ++late_stops_;
+            return std::nullopt;
+        case StopResult::refused:
+            ++refused_stops_;
+            return look(thread, sample, place);
+        case StopResult::stopped:
+            break;
+    }
+    const std::uint64_t ip = registers.values[kPerfRegisterIp];
+    sample.mode = registers.in_system_call ? trace::CpuMode::system : regions_.mode_of(base::Address(ip));
+    place.stopped = true;
+    if (!registers.in_system_call) place.ip = ip;
+    if (native_) {
+        // Unwinding takes too long to do it while the thread waits: take the stack along.
+        stack_bytes_.resize(kStoppedStackBytes);
+        const base::Address sp(registers.values[kPerfRegisterSp]);
+        place.stack = std::span(stack_bytes_).first(memory_.read_up_to(sp, stack_bytes_));
+        place.registers = &registers.values;
+    }
+    const auto stack = look(thread, sample, place);
+    stops_.release();
+    return stack;
+}
+
+std::optional<CpuSink::StackId> CpuSampler::native_stack(const Place& place) {
+    if (native_ && place.registers != nullptr)
+        return sink_.intern(
+            native_->merge(*place.registers, place.stack, python::RawStack{}, trace::Stack{}));
+    const std::string module = place.ip == 0 ? std::string() : regions_.module_of(base::Address(place.ip));
     const auto found = native_stacks_.find(module);
     if (found != native_stacks_.end()) return found->second;
     const trace::Stack stack = {{functions_.intern({"<native>", module, 0, trace::FunctionKind::native}), 0}};

@@ -1,6 +1,7 @@
 #include "memattach/probe/perf_event.h"
 
 #include <linux/perf_event.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -108,6 +109,10 @@ std::optional<std::uint64_t> PerfEvent::read_cpu_ns() const {
     std::uint64_t value = 0;
     if (!fd_.is_open() || ::read(fd_.get(), &value, sizeof(value)) != sizeof(value)) return std::nullopt;
     return value;
+}
+
+void PerfEvent::set_period(std::uint64_t period_ns) {
+    if (fd_.is_open()) ::ioctl(fd_.get(), PERF_EVENT_IOC_PERIOD, &period_ns);
 }
 
 std::uint64_t PerfEvent::load_head() const {

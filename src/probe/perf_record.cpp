@@ -96,7 +96,8 @@ std::optional<PerfRecord> parse_record(std::span<const std::byte> bytes, const R
             const auto time = trailing_time(bytes);
             const auto tid = trailing_tid(bytes);
             if (!time || !tid) return std::nullopt;
-            return PerfSwitch{*time, *tid, (header->misc & PERF_RECORD_MISC_SWITCH_OUT) != 0};
+            return PerfSwitch{*time, *tid, (header->misc & PERF_RECORD_MISC_SWITCH_OUT) != 0,
+                              (header->misc & PERF_RECORD_MISC_SWITCH_OUT_PREEMPT) != 0};
         }
         case PERF_RECORD_COMM: {
             const auto pid = body.read<std::int32_t>();

@@ -8,26 +8,36 @@
 ///  - Event-driven (up to kEventRateLimitHz, where perf is allowed): each thread's own CPU clock wakes us
 ///  each
 ///    1/rate seconds that it *burned*; its stack is read at once. Threads that sleep cost nothing, and the
-///    samples are uniform in CPU time. The record says where the thread was: Python, native or system.
+///    samples are spread over CPU time: with periods that are drawn anew about every kRedrawNs, so that they
+///    don't keep step with what the program repeats. The record says where the thread was: Python, native or
+///    system.
 ///  - Ticks (higher rates; perf refused; waiting threads with `idle`): at absolute deadlines every thread
 ///  that is
 ///    on a CPU at that moment is read. Where perf works, its records come at a lower rate and label the
 ///    sample that is nearest in time, and its switch records tell without a system call who is on a CPU.
+///
+/// With `blocking`, ticks stop each thread that is on a CPU for the microseconds that its stack takes; its
+/// registers tell the mode. With `native`, perf's records bring registers and the top of the stack, which are
+/// unwound and merged with the Python frames; where perf is refused they come from such a stop.
 ///
 /// Where only the user side may be watched (perf_event_paranoid 2, no privilege) the kernel drops what would
 /// have fallen into system time. Such a sample shows by its absence: the CPU clock has passed the point where
 /// it was due and there is no record. It is taken right then, as system time.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "memattach/probe/brief_stop.h"
 #include "memattach/probe/cpu_mode.h"
+#include "memattach/probe/cpu_native.h"
 #include "memattach/probe/cpu_task.h"
 #include "memattach/probe/cpu_tick.h"
 #include "memattach/probe/perf_event.h"
@@ -43,7 +53,9 @@ inline constexpr double kEventRateLimitHz = 2000;
 
 struct CpuOptions {
     double rate_hz = 100;
-    bool idle = false;  ///< also threads that wait
+    bool idle = false;      ///< also threads that wait
+    bool blocking = false;  ///< stop each thread while its stack is read
+    bool native = false;    ///< native frames; up to kEventRateLimitHz
 };
 
 /// Where samples go.
@@ -71,9 +83,14 @@ class CpuSampler final : public Source {
     void on_ready(std::uint64_t token, bool hangup) override;
     [[nodiscard]] std::uint64_t due_ns() const override;
     void on_time(std::uint64_t now_ns) override;
+    [[nodiscard]] bool may_spin() const override { return contended_until_ns_ == 0; }
     void finish() override;
 
-    [[nodiscard]] std::string engine() const { return perf_.allowed ? "perf" : "timer"; }
+    [[nodiscard]] std::string engine() const {
+        return stopping_ ? "blocking" : perf_.allowed ? "perf" : "timer";
+    }
+    [[nodiscard]] std::uint64_t stopped_ns() const { return stops_.total_ns(); }
+    [[nodiscard]] std::uint64_t longest_stop_ns() const { return stops_.longest_ns(); }
     [[nodiscard]] const trace::LossCounts& losses() const { return losses_; }
     /// What the reader of the profile must know about how it was taken.
     [[nodiscard]] std::vector<std::string> notes() const;
@@ -94,27 +111,38 @@ class CpuSampler final : public Source {
     void serve_tick(std::uint64_t now_ns);
     void poll_thread(Thread& thread, std::uint64_t now_ns);
     void check_hidden(Thread& thread, std::uint64_t now_ns);
+    void plan_next(Thread& thread, const PerfSample& last);
 
-    /// Reads the thread's stack now and returns the finished sample's stack; nothing where it was lost.
-    std::optional<CpuSink::StackId> look(Thread& thread, trace::CpuSample& sample, std::uint64_t ip);
-    std::optional<CpuSink::StackId> native_stack(Thread& thread, std::uint64_t ip);
+    /// What is known about where in native code a thread was.
+    struct Place {
+        std::uint64_t ip = 0;  ///< 0: unknown
+        const std::array<std::uint64_t, kPerfRegisterCount>* registers = nullptr;
+        std::span<const std::byte> stack;
+        bool stopped = false;  ///< the thread is held while it is looked at
+    };
+    /// Reads the thread's stack now, and whether it holds the GIL; nothing where the stack was lost.
+    std::optional<CpuSink::StackId> look(Thread& thread, trace::CpuSample& sample, const Place& place);
+    std::optional<CpuSink::StackId> look_stopped(Thread& thread, trace::CpuSample& sample);
+    std::optional<CpuSink::StackId> native_stack(const Place& place);
     void give(Thread& thread, const trace::CpuSample& sample, CpuSink::StackId stack);
     void flush_pending(Thread& thread);
     [[nodiscard]] trace::CpuMode mode_of(const PerfSample& sample) const;
 
     int pid_;
     CpuOptions options_;
+    const process::Memory& memory_;
     CpuSink& sink_;
     python::StackReader reader_;
     trace::FunctionTable& functions_;
     python::CodeCache codes_;
     CodeRegions regions_;
     PerfAccess perf_;
-    bool event_driven_ = false;
+    bool stopping_;  ///< ticks stop threads
+    bool event_driven_;
     PerfOptions perf_options_;
     std::uint64_t period_ns_;
-    std::uint64_t late_limit_ns_;
     TickSchedule ticks_;
+    SmallRandom random_;
     bool ticking_ = false;
 
     Poller& poller_;
@@ -123,7 +151,13 @@ class CpuSampler final : public Source {
     std::uint64_t states_read_ns_ = 0;
     std::uint64_t next_refresh_ns_ = 0;
     std::uint64_t next_check_ns_ = kNever;
+    std::uint64_t last_tick_ns_ = 0;
+    std::uint64_t contended_until_ns_ = 0;                   ///< 0: no thread was kept off a CPU of late
     std::map<std::string, CpuSink::StackId> native_stacks_;  ///< by module
+    std::unique_ptr<NativeFrames> native_;
+    BriefStops stops_;
+    std::uint64_t refused_stops_ = 0, late_stops_ = 0;
+    std::vector<std::byte> stack_bytes_;
     std::size_t threads_without_perf_ = 0;
     int perf_errno_ = 0;
     trace::LossCounts losses_;

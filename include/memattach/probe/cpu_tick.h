@@ -5,12 +5,32 @@
 
 namespace memattach::probe {
 
-/// Absolute deadlines at a fixed rate. They don't drift: tick n is due at start + n/rate, however late the
-/// ones before were served. Ticks that passed while nobody looked are counted, not made up for.
+/// Numbers to spread sampling times with (splitmix64): small and quick, the same in every run.
+class SmallRandom {
+  public:
+    explicit SmallRandom(std::uint64_t seed = 1) : state_(seed) {}
+    /// In [0, 1).
+    double uniform() {
+        std::uint64_t x = (state_ += 0x9E3779B97F4A7C15ULL);
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ULL;
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EBULL;
+        return static_cast<double>((x ^ (x >> 31)) >> 11) * 0x1p-53;
+    }
+
+  private:
+    std::uint64_t state_;
+};
+
+/// Absolute deadlines at a fixed rate. They don't drift: tick n is due within the n-th period since the
+/// start, however late the ones before were served. Ticks that passed while nobody looked are counted, not
+/// made up for.
+///
+/// With `jitter`, each is due at a random time within its period: what the target does in step with the rate
+/// is then neither always seen nor always missed.
 class TickSchedule {
   public:
-    TickSchedule(std::uint64_t start_ns, double rate_hz)
-        : start_ns_(start_ns), period_ns_(1e9 / rate_hz), due_ns_(start_ns) {}
+    TickSchedule(std::uint64_t start_ns, double rate_hz, bool jitter = false)
+        : start_ns_(start_ns), period_ns_(1e9 / rate_hz), jitter_(jitter), due_ns_(start_ns) {}
 
     [[nodiscard]] std::uint64_t due_ns() const { return due_ns_; }
 
@@ -21,7 +41,8 @@ class TickSchedule {
         const auto next = static_cast<std::uint64_t>(std::floor(passed)) + 1;
         const std::uint64_t skipped = next > tick_ + 1 ? next - tick_ - 1 : 0;
         tick_ = next;
-        due_ns_ = start_ns_ + static_cast<std::uint64_t>(static_cast<double>(tick_) * period_ns_);
+        const double within = jitter_ ? random_.uniform() : 0;
+        due_ns_ = start_ns_ + static_cast<std::uint64_t>((static_cast<double>(tick_) + within) * period_ns_);
         if (due_ns_ <= now_ns) due_ns_ = now_ns + 1;
         return skipped;
     }
@@ -29,8 +50,10 @@ class TickSchedule {
   private:
     std::uint64_t start_ns_;
     double period_ns_;
+    bool jitter_;
     std::uint64_t tick_ = 0;
     std::uint64_t due_ns_;
+    SmallRandom random_;
 };
 
 }  // namespace memattach::probe

@@ -40,6 +40,10 @@ class PerfEvent {
     [[nodiscard]] int open(int tid, const PerfOptions& options);
     void close();
 
+    /// The next sample is due `period_ns` of CPU time from now, and those after it at that distance.
+    /// Interrupts the thread's CPU where it runs.
+    void set_period(std::uint64_t period_ns);
+
     [[nodiscard]] bool is_open() const { return fd_.is_open(); }
     [[nodiscard]] int fd() const { return fd_.get(); }
     /// CPU time since it was opened, exact. Interrupts the thread's CPU where it runs (some 10 µs for us).

@@ -47,6 +47,7 @@ struct PerfSwitch {
     std::uint64_t time_ns = 0;
     std::int32_t tid = 0;
     bool out = false;
+    bool preempted = false;  ///< out, though it wanted to go on
 };
 
 /// A thread (pid == parent_pid) or a process was made by `parent_tid`.

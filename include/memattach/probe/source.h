@@ -23,6 +23,9 @@ class Source {
     /// When (CLOCK_MONOTONIC) on_time() wants to be called next, or kNever.
     [[nodiscard]] virtual std::uint64_t due_ns() const = 0;
     virtual void on_time(std::uint64_t now_ns) = 0;
+    /// Whether the last microseconds before due_ns() may be spun away. False where that would keep the target
+    /// from running.
+    [[nodiscard]] virtual bool may_spin() const { return true; }
 
     /// The session is over: give what is still held back, undo everything. Called once, also where the target
     /// is gone.

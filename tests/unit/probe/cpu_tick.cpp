@@ -34,3 +34,17 @@ TEST_CASE("served + skipped adds up to the time gone by, at a rate that doesn't 
     }
     CHECK(static_cast<double>(served + skipped) == doctest::Approx(33333.3).epsilon(0.001));
 }
+
+TEST_CASE("with jitter each tick falls into its own period, anywhere in it") {
+    TickSchedule ticks(0, 1e9 / 1000, true);
+    ticks.serve(0);
+    double sum = 0;
+    for (std::uint64_t n = 1; n <= 10000; ++n) {
+        const std::uint64_t due = ticks.due_ns();
+        REQUIRE(due >= n * 1000);
+        REQUIRE(due < (n + 1) * 1000);
+        sum += static_cast<double>(due - n * 1000);
+        REQUIRE(ticks.serve(due) == 0);
+    }
+    CHECK(sum / 10000 == doctest::Approx(500).epsilon(0.03));
+}
