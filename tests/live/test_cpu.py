@@ -1,0 +1,198 @@
+"""Where CPU time goes, compared with what the targets themselves know: shares, the Python/native/system split, threads,
+the GIL, child processes, and every way in which a target can end under the profiler."""
+
+# timeout: 900
+
+import os
+import signal
+
+from harness import LiveTest, each_python, main, pythons
+
+RATE = ("-r", "500", "--cpu")
+
+
+class Shares(LiveTest):
+    def assert_share(self, row, expected_pct, message=""):
+        """Within the profile's own confidence interval (twice it: these are many rows in many versions), but five points
+        of slack for what the interval can't know: the moments between a sample's clock and its stack."""
+        self.assertAlmostEqual(row["cpu_pct"], expected_pct, delta=2 * row["cpu_ci95"] + 5, msg=message)
+
+    @each_python()
+    def test_two_lines(self, python):
+        target = self.start(python, "cpu_shares.py", "3")
+        profile = self.profile(target, "-d", "2s", *RATE)
+        self.assertGreater(profile["totals"]["cpu_samples"], 20)
+        for name in ("heavy", "light"):
+            self.assertGreater(self.line(profile, target, name)["cpu_samples"], 0)
+        # The loops' own lines burn as well: compare the functions.
+        for function in profile["functions"]:
+            if function["path"] == target.source and function["name"] in target.truth["shares"]:
+                self.assert_share(function, 100 * target.truth["shares"][function["name"]], str(profile["functions"]))
+
+    @each_python()
+    def test_modes(self, python):
+        target = self.start(python, "cpu_modes.py")
+        profile = self.profile(target, "-d", "3s", *RATE)
+        spent = target.finish()["cpu"]
+        total = sum(spent.values())
+        shares = {f["name"]: f for f in profile["functions"] if f["path"] == target.source}
+        for name in ("python", "native", "system"):
+            row = shares[name]
+            self.assert_share(row, 100 * spent[name] / total, f"{name} {spent}")
+            self.assertGreater(row[f"{name}_pct"], 50, f"{name} {row}")
+            self.assertAlmostEqual(row["python_pct"] + row["native_pct"] + row["system_pct"], 100, delta=0.1)
+
+    @each_python()
+    def test_rates_above_what_sleeping_can_keep(self, python):
+        target = self.start(python, "cpu_shares.py", "3")
+        profile = self.profile(target, "-d", "1s", "-r", "10000", "--cpu")
+        self.assertGreater(profile["totals"]["cpu_samples"], 100)
+        for function in profile["functions"]:
+            if function["path"] == target.source and function["name"] in target.truth["shares"]:
+                # Samples this close together are not independent of each other: the interval is too narrow here.
+                self.assertAlmostEqual(function["cpu_pct"], 100 * target.truth["shares"][function["name"]], delta=25)
+
+    @each_python()
+    def test_stopped_for_each_sample(self, python):
+        target = self.start(python, "cpu_modes.py")
+        profile = self.profile(target, "-d", "2s", *RATE, "--blocking")
+        self.assertEqual(profile["session"]["engine"]["cpu"], "blocking")
+        self.assertGreater(profile["session"]["longest_stop_us"], 0)
+        shares = {f["name"]: f for f in profile["functions"] if f["path"] == target.source}
+        for name in ("python", "native", "system"):
+            self.assertGreater(shares[name][f"{name}_pct"], 50, shares[name])
+
+    @each_python()
+    def test_native_frames(self, python):
+        target = self.start(python, "cpu_modes.py")
+        run = self.memattach("-p", str(target.pid), "-d", "2s", *RATE, "-n", "-q", "--collapsed", "-")
+        stacks = run.out.splitlines()
+        # What Python called, on top of the line that called it; and not what the interpreter did to call it.
+        inside = [s for s in stacks if "native (" in s and "libz" in s.split("native (")[-1]]
+        self.assertTrue(inside, run.out[:3000])
+        for stack in inside:
+            self.assertNotIn("_PyEval_EvalFrameDefault", stack)
+            self.assertLess(stack.index("main ("), stack.index("native ("))
+
+    def test_without_privileges(self):
+        """Only the user side may be watched then: system time is what leaves no record."""
+        if os.geteuid() != 0:
+            self.skipTest("needs root, to become somebody else")
+        python = pythons(kinds=("system",))[0]
+        nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
+        target = self.start(python, "cpu_modes.py", wrap=nobody)
+        run = self.memattach("-p", str(target.pid), "-d", "3s", *RATE, "--json", "-", "-q", wrap=nobody)
+        profile = run.json
+        if profile["session"]["engine"]["cpu"] != "perf":
+            self.skipTest("perf is refused to ordinary users here")
+        spent = target.finish()["cpu"]
+        total = sum(spent.values())
+        shares = {f["name"]: f for f in profile["functions"] if f["path"] == target.source}
+        for name in ("python", "native", "system"):
+            self.assert_share(shares[name], 100 * spent[name] / total, f"{name} {spent}")
+            self.assertGreater(shares[name][f"{name}_pct"], 50, f"{name} {shares[name]}")
+
+
+class ThreadsAndProcesses(LiveTest):
+    @each_python()
+    def test_threads_share_the_gil(self, python):
+        target = self.start(python, "cpu_threads.py")
+        target.send("threads 3")
+        tids = target.read_json()["tids"]
+        profile = self.profile(target, "-d", "2s", *RATE, "-t")
+        row = self.line(profile, target, "thread")
+        self.assertGreater(row["cpu_pct"], 60)
+        seen = {t["tid"]: t for t in profile["threads"]}
+        for tid in tids:
+            self.assertIn(tid, seen)
+            self.assertAlmostEqual(seen[tid]["cpu_pct"], 100 / 3, delta=2 * seen[tid]["cpu_ci95"] + 5)
+
+    @each_python()
+    def test_only_who_holds_the_gil(self, python):
+        if python.free_threaded:
+            self.skipTest("a free-threaded build has no GIL to hold")
+        target = self.start(python, "cpu_threads.py")
+        target.send("threads 2")
+        target.read_json()
+        profile = self.profile(target, "-d", "1s", *RATE, "-g")
+        row = self.line(profile, target, "thread")
+        self.assertEqual(row["gil_pct"], 100)
+
+    @each_python()
+    def test_waiting_threads(self, python):
+        target = self.start(python, "cpu_threads.py")
+        profile = self.profile(target, "-d", "1s", "-r", "100", "--cpu", "-i")
+        # The innermost frame waits in handshake.py's os.read().
+        waiting = [l for f in profile["files"] for l in f["lines"] if l["wait_samples"]]
+        self.assertEqual([l["function"] for l in waiting], ["Target._take"] if python.minor >= (3, 11) else ["_take"])
+        self.assertGreater(waiting[0]["wait_samples"], 20)
+        self.assertIsNotNone(self.line(profile, target, "wait"))
+
+    @each_python()
+    def test_children(self, python):
+        target = self.start(python, "cpu_threads.py")
+        target.send("fork")
+        forked = target.read_json()["pid"]
+        run = self.memattach_start("-p", str(target.pid), "-d", "3s", *RATE, "-s", "-t", "--json", "-")
+        run.wait_attached()
+        target.send("spawn")  # one that exists at attach, and one that appears
+        spawned = target.read_json()["pid"]
+        profile = run.wait().json
+        pids = {t["pid"] for t in profile["threads"] if t["cpu_samples"]}
+        self.assertTrue({forked, spawned} <= pids, (forked, spawned, profile["threads"]))
+        self.assertGreater(self.line(profile, target, "forked")["cpu_samples"], 10)
+        self.assertIn("spawned", {f["name"] for f in profile["functions"]})
+
+
+class Endings(LiveTest):
+    def end_midway(self, python, order, code, expect):
+        target = self.start(python, "cpu_threads.py", expect=expect)
+        target.send("threads 1")
+        target.read_json()
+        run = self.memattach_start("-p", str(target.pid), "-d", "60s", *RATE, "--json", "-")
+        run.wait_attached()
+        target.send(order)
+        result = run.wait()
+        self.assertEqual(result.code, code, str(result))
+        self.assertIn("functions", result.json)
+        return result.json
+
+    @each_python()
+    def test_killed(self, python):
+        self.end_midway(python, "kill", 3, -signal.SIGKILL)
+
+    @each_python()
+    def test_executes_another_program(self, python):
+        self.end_midway(python, "exec /bin/true", 3, 0)
+
+    @each_python()
+    def test_finishes(self, python):
+        target = self.start(python, "cpu_shares.py", "1")
+        run = self.memattach_start("-p", str(target.pid), "-d", "60s", *RATE, "--json", "-")
+        run.wait_attached()
+        target.finish()
+        result = run.wait()
+        self.assertEqual(result.code, 0, str(result))
+
+    def test_interrupted(self):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            target = self.start(pythons()[0], "cpu_shares.py", "1")
+            run = self.memattach_start("-p", str(target.pid), "-d", "60s", *RATE, "--json", "-")
+            run.wait_attached()
+            run.signal(number)
+            result = run.wait()
+            self.assertEqual(result.code, 128 + number, str(result))
+            self.assertIn("functions", result.json)
+
+    @each_python()
+    def test_stopped_target(self, python):
+        """SIGSTOP holds it: nothing runs, nothing hangs, and SIGCONT lets it go on."""
+        target = self.start(python, "cpu_shares.py", "1")
+        os.kill(target.pid, signal.SIGSTOP)
+        profile = self.profile(target, "-d", "500ms", *RATE)
+        self.assertLess(profile["totals"]["cpu_samples"], 10)
+        os.kill(target.pid, signal.SIGCONT)
+
+
+if __name__ == "__main__":
+    main()
