@@ -11,7 +11,7 @@ constexpr std::size_t kMaxCachedFrames = 200'000;
 
 NativeFrames::NativeFrames(int pid, const python::Runtime& runtime, const process::Memory& memory,
                            trace::FunctionTable& functions)
-    : runtime_(runtime), functions_(functions), unwinder_(pid, memory) {}
+    : memory_(memory), runtime_(runtime), functions_(functions), unwinder_(pid, memory) {}
 
 const NativeFrame& NativeFrames::frame_at(base::Address address) {
     const auto found = frames_.find(address);
@@ -20,9 +20,15 @@ const NativeFrame& NativeFrames::frame_at(base::Address address) {
     const NativeUnwinder::Symbol symbol = unwinder_.symbol_at(address);
     NativeFrame frame;
     frame.interpreter = address >= runtime_.text_start && address < runtime_.text_end;
-    // Exported by every CPython since 3.6, stripped or not. Compilers split rarely used parts off as
-    // "_PyEval_EvalFrameDefault.cold".
-    frame.eval_loop = frame.interpreter && symbol.name.starts_with("_PyEval_EvalFrameDefault");
+    if (frame.interpreter && !eval_loop_sought_) {
+        eval_loop_sought_ = true;
+        if (const auto header = unwinder_.eh_frame_header(address))
+            eval_loop_ = find_eval_loop(memory_, *header, runtime_.text_start, runtime_.text_end);
+    }
+    // The symbol is exported by every CPython since 3.6, but need not cover all of the loop.
+    frame.eval_loop =
+        frame.interpreter && (symbol.name.starts_with("_PyEval_EvalFrameDefault") ||
+                              (symbol.name.empty() && eval_loop_ && eval_loop_->contains(address)));
     frame.frame.function = functions_.intern(
         {symbol.name.empty() ? "<native>" : symbol.name, symbol.module, 0, trace::FunctionKind::native});
     return frames_.emplace(address, frame).first->second;

@@ -43,6 +43,8 @@ struct CpuSampler::Thread {
     python::RawStack raw;
     std::optional<CpuSink::StackId> last_stack;  ///< what raw became
     std::uint64_t resolved_ns = 0;
+    std::optional<std::uint64_t> burned_before_ns;  ///< its CPU time when it was first looked at
+    std::uint64_t samples_taken = 0;
     bool named = false;
     bool gone = false;
 
@@ -380,6 +382,7 @@ void CpuSampler::poll_thread(Thread& thread, std::uint64_t now_ns) {
     }
     trace::CpuSample sample{base::monotonic_ns(), pid_, thread.tid, *running, false, trace::CpuMode::unknown};
     static_cast<void>(now_ns);
+    if (*running && !thread.perf.is_open() && !has_burned(thread)) return;
     if (stopping_ && *running) {
         if (const auto held = look_stopped(thread, sample)) give(thread, sample, *held);
         return;
@@ -406,6 +409,19 @@ void CpuSampler::poll_thread(Thread& thread, std::uint64_t now_ns) {
         thread.pending.emplace(sample, *stack);
     else
         give(thread, sample, *stack);
+}
+
+/// Whether the thread has used up the CPU time that its next sample stands for. "Running" alone includes the
+/// time that it waits for a CPU; its stack then is where it was when it last had one.
+bool CpuSampler::has_burned(Thread& thread) {
+    const auto burned = thread.files.burned_ns();
+    if (!burned) return true;  // a kernel without CONFIG_SCHED_INFO
+    if (!thread.burned_before_ns) thread.burned_before_ns = *burned;
+    const std::uint64_t since = *burned - *thread.burned_before_ns;
+    if (since < thread.samples_taken * period_ns_) return false;
+    // A thread whose moments on a CPU fell between ticks must not catch up on them in a row later.
+    thread.samples_taken = std::max(thread.samples_taken + 1, since / period_ns_);
+    return true;
 }
 
 void CpuSampler::flush_pending(Thread& thread) {
@@ -444,6 +460,8 @@ std::optional<CpuSink::StackId> CpuSampler::look(Thread& thread, trace::CpuSampl
             states_.erase(thread.tid);
             return std::nullopt;
     }
+    // Naming what was read can wait; the thread can't.
+    if (place.stopped) stops_.release();
     const auto holder = reader_.gil_holder();
     sample.holds_gil = holder && *holder == thread.state;
     if (native_ && place.registers != nullptr) {

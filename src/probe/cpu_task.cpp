@@ -84,6 +84,14 @@ std::optional<bool> TaskFiles::is_running() {
     return state == 'R';
 }
 
+std::optional<std::uint64_t> TaskFiles::burned_ns() {
+    std::array<char, 96> buffer;
+    const auto text = read_again(schedstat_, pid_, tid_, "schedstat", buffer);
+    if (!text) return std::nullopt;
+    const auto stat = process::parse_schedstat(*text);
+    return stat ? std::optional(stat->on_cpu_ns) : std::nullopt;
+}
+
 std::string TaskFiles::name() const {
     std::array<char, 64> buffer;
     base::UniqueFd fd;

@@ -2,6 +2,7 @@
 
 #include <cxxabi.h>
 #include <elfutils/libdwfl.h>
+#include <gelf.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -224,6 +225,22 @@ NativeUnwinder::Symbol NativeUnwinder::symbol_at(base::Address address) {
     if (name != nullptr && (sym.st_size == 0 ? offset < 4096 : offset < sym.st_size))
         symbol.name = demangle(name);
     return symbol;
+}
+
+std::optional<base::Address> NativeUnwinder::eh_frame_header(base::Address address) {
+    Impl& impl = *impl_;
+    reporting = &impl;
+    Dwfl_Module* module = impl.dwfl == nullptr ? nullptr : ::dwfl_addrmodule(impl.dwfl, address.value());
+    GElf_Addr bias = 0;
+    Elf* elf = module == nullptr ? nullptr : ::dwfl_module_getelf(module, &bias);
+    std::size_t count = 0;
+    if (elf == nullptr || ::elf_getphdrnum(elf, &count) != 0) return std::nullopt;
+    for (std::size_t i = 0; i < count && i < 256; ++i) {
+        GElf_Phdr header;
+        if (::gelf_getphdr(elf, static_cast<int>(i), &header) != nullptr && header.p_type == PT_GNU_EH_FRAME)
+            return base::Address(bias) + header.p_vaddr;
+    }
+    return std::nullopt;
 }
 
 }  // namespace memattach::probe

@@ -3,10 +3,12 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <unordered_map>
 #include <vector>
 
+#include "memattach/probe/eval_loop.h"
 #include "memattach/probe/native_merge.h"
 #include "memattach/probe/native_unwind.h"
 #include "memattach/process/memory.h"
@@ -34,10 +36,13 @@ class NativeFrames {
   private:
     const NativeFrame& frame_at(base::Address address);
 
+    const process::Memory& memory_;
     const python::Runtime& runtime_;
     trace::FunctionTable& functions_;
     NativeUnwinder unwinder_;
     std::unordered_map<base::Address, NativeFrame> frames_;
+    bool eval_loop_sought_ = false;
+    std::optional<CodeRange> eval_loop_;
     std::vector<NativeFrame> native_;
     std::uint64_t merged_ = 0, mismatched_ = 0;
 };

@@ -27,11 +27,13 @@ class TaskFiles {
 
     /// Running or runnable right now; nothing where the thread is gone.
     [[nodiscard]] std::optional<bool> is_running();
+    /// CPU time that it has used, for a running thread as of the last scheduler tick.
+    [[nodiscard]] std::optional<std::uint64_t> burned_ns();
     [[nodiscard]] std::string name() const;
 
   private:
     int pid_, tid_;
-    base::UniqueFd syscall_, stat_;
+    base::UniqueFd syscall_, stat_, schedstat_;
     bool use_stat_ = false;
 };
 

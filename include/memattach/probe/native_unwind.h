@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -34,6 +35,9 @@ class NativeUnwinder {
         std::string module;  ///< path as the target has it
     };
     [[nodiscard]] Symbol symbol_at(base::Address address);
+    /// Where the module that holds `address` has its unwind tables' header (PT_GNU_EH_FRAME), once some stack
+    /// has been unwound.
+    [[nodiscard]] std::optional<base::Address> eh_frame_header(base::Address address);
 
   private:
     struct Impl;

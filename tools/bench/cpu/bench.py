@@ -122,7 +122,8 @@ class Bench:
         return Profiled(self.binary, pid, duration, rate, *options)
 
     def cost(self):
-        """Own CPU time for each sample of a 30-deep stack: a long run minus a short one."""
+        """Own CPU time for each sample of a 30-deep stack: a long run minus a short one. Beside it what it costs on this
+        machine to sleep and be woken, with nothing done: up to 2,000 Hz a sample can't cost less."""
         for rate in (100, 1000, 2000, 20000):
             with Target(self.options.python, DEEP) as target:
                 figures = []
@@ -130,8 +131,23 @@ class Bench:
                     short, long = self.run(target.pid, 0.5, rate), self.run(target.pid, 2, rate)
                     if long.samples > short.samples:
                         figures.append((long.own_cpu_s - short.own_cpu_s) / (long.samples - short.samples) * 1e6)
-                spinning = "  (spins between samples)" if rate > 2000 else ""
-                print(f"cost      {rate:6} Hz: {statistics.median(figures):6.1f} µs of own CPU time a sample{spinning}")
+                cost = statistics.median(figures)
+                if rate > 2000:
+                    print(f"cost      {rate:6} Hz: {cost:6.1f} µs of own CPU time a sample (spins between samples)")
+                else:
+                    wake = self.empty_wake_us(rate)
+                    print(
+                        f"cost      {rate:6} Hz: {cost:6.1f} µs of own CPU time a sample, "
+                        f"{cost / wake:.1f} times an empty wake-up ({wake:.1f} µs)"
+                    )
+
+    @staticmethod
+    def empty_wake_us(rate):
+        rounds = max(rate // 2, 100)
+        before = time.process_time()
+        for _ in range(rounds):
+            time.sleep(1 / rate)
+        return (time.process_time() - before) / rounds * 1e6
 
     def rate(self):
         for rate in (1000, 20000, 100000):
