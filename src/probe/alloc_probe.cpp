@@ -66,6 +66,7 @@ AllocProbe::AllocProbe(pid_t pid, const process::Memory& memory, const python::R
       options_(options),
       shared_(shared),
       notify_fd_(notify_fd),
+      runtime_(runtime),
       reader_(memory, runtime, pid),
       thread_states_(memory, runtime, reader_),
       sampler_(options.seed) {
@@ -116,9 +117,49 @@ Moment AllocProbe::moment(std::uint64_t now_ns) const {
 }
 
 void AllocProbe::apply_plan(std::uint64_t now_ns) {
-    plan_ = schedule_->step(moment(now_ns));
+    const std::uint64_t window = plan_.window;
+    const Moment now = moment(now_ns);
+    plan_ = schedule_->step(now);
+    if (plan_.look != 0) look(progress_[static_cast<std::size_t>(plan_.look) - 1], now.cpu_ns);
     arm(plan_.malloc_armed, plan_.object_armed);
+    if (plan_.window != 0 && plan_.window != window) {
+        const Moment armed = moment(base::monotonic_ns());
+        schedule_->armed(armed);
+        if (!progress_[2].words.empty()) look(progress_[3], armed.cpu_ns);
+    }
     send_windows();
+}
+
+/// Reads how far the thread that allocates most has come.
+void AllocProbe::look(ProgressSnapshot& into, std::uint64_t cpu_ns) {
+    into.cpu_ns = cpu_ns;
+    into.words.clear();
+    const base::Address state = thread_states_.find(busiest_pthread_, base::monotonic_ns());
+    if (!state.is_null()) read_progress(memory_, runtime_.layout, state, into);
+}
+
+/// For a hit of a kind that goes by windows: whether it counts. The hit that finds the window over closes it.
+bool AllocProbe::in_window(pid_t, const user_regs_struct& regs) {
+    busiest_pthread_ = regs.fs_base;
+    const Moment now = moment(base::monotonic_ns());
+    switch (schedule_->arrive(now)) {
+        case Arrival::counts:
+            return true;
+        case Arrival::ignore:
+            return false;
+        case Arrival::closing:
+            break;
+    }
+    std::optional<OwnTime> measured;
+    if (!progress_[3].words.empty()) {
+        look(progress_[4], now.cpu_ns);
+        measured = own_time_between(progress_[0], progress_[1], progress_[2], progress_[3], progress_[4],
+                                    schedule_->window_cpu_ns(now));
+    }
+    schedule_->close(now, measured);
+    for (ProgressSnapshot& snapshot : progress_) snapshot.words.clear();
+    apply_plan(base::monotonic_ns());
+    return false;
 }
 
 void AllocProbe::arm(bool malloc_group, bool object_group) {
@@ -214,7 +255,7 @@ bool AllocProbe::from_inside(const Site& site, std::uint64_t return_address) con
         case trace::AllocKind::mmap:
             return contains(map_.inside_mmap, return_address);
         case trace::AllocKind::object:
-            break;
+            return contains(map_.inside_object, return_address);
     }
     return false;
 }
@@ -231,6 +272,10 @@ void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& 
     drop_stale(thread, slot);
     const LastHit last = thread.last;
     thread.last = {index, slot, 0};
+    if (schedule_->is_windowed(site.group) && !in_window(tid, regs)) {
+        hit_counts_ = false;
+        return;
+    }
     if (site.kind == SiteKind::release) {
         release(tid, argument(site.args.old, regs), 0);
         return;
@@ -244,6 +289,9 @@ void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& 
                                   sites_[last.site].site.kind == SiteKind::reallocate;
     const auto asked = requested_bytes(site, regs);
     if (!asked) return;
+    // A file's pages are not memory asked for.
+    const std::uint64_t flags = argument(site.args.flags, regs);
+    if (site.args.flags != Argument::none && (flags & MAP_ANONYMOUS) == 0) return;
     const bool elsewhere = site.limit_bytes != 0 && *asked > site.limit_bytes;
     std::uint64_t size = *asked;
     if (site.padding_bytes != 0) size = size > site.padding_bytes ? size - site.padding_bytes : 1;
@@ -265,6 +313,9 @@ void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& 
     thread.last.return_address = *return_address;
     if (may_be_passed_on && last.return_address == *return_address) return;
     if (from_inside(site, *return_address)) return;
+    if (site.args.flags != Argument::none && (flags & MAP_PRIVATE) != 0 &&
+        contains(map_.interpreter_text, *return_address))
+        return;
     if (!call.kept && call.old == 0) return;
     hit_.sampled = call.kept;
     call.site = index;

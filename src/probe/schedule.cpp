@@ -24,9 +24,22 @@ constexpr double kShortestWindowNs = 3e3;
 /// While rates are unknown a span is so many times its window.
 constexpr double kUnknownSpanShare = 8;
 /// Hits that a window should have, where the budget allows: fewer and its own ends matter.
-constexpr double kHitsPerWindow = 32;
+constexpr double kHitsPerWindow = 64;
 /// No program allocates faster than this for long: a window in which own time seems to stand still ends.
 constexpr double kShortestGapNs = 25;
+/// What a stop costs a thread besides, in caches gone cold: 200 to 500 ns were measured, the more the longer
+/// the code until the next stop.
+constexpr double kColdNs = 250;
+/// Where stops take more than this share of a window's CPU time, the program's progress is asked.
+constexpr double kDense = 0.15;
+/// A measure less sure than this is not one.
+constexpr double kMostSpread = 0.3;
+/// A stop was seen to cost so much more than null traps say, on a processor that others want too.
+constexpr double kMostUnderratedNs = 4'000;
+/// Between two looks at it.
+constexpr double kLookNs = 700e3;
+/// A hit that arrives with less CPU time gone by than a stop takes had trapped when the window was armed.
+constexpr double kPendingNs = 600;
 /// A window that has stopped its target for so long is ended, and counted as cut.
 constexpr double kLongestWindowStopNs = 150e6;
 
@@ -62,9 +75,13 @@ double Schedule::stop_cost() const {
     return wall + stopped;
 }
 
+double Schedule::null_cpu() const {
+    return null_cpu_.count > 0 ? null_cpu_.value : kFirstCpuNs;
+}
+
 void Schedule::hit(const Hit& hit) {
     ++hits_;
-    if (!hit.sampled) hit_stopped_.add(static_cast<double>(hit.stopped_ns), kMemory);
+    if (!hit.sampled) hit_stopped_.add_cost(static_cast<double>(hit.stopped_ns), kMemory);
     other_stop(hit.stopped_ns);
     const double bytes = static_cast<double>(hit.size_bytes);
     if (is_windowed(hit.kind)) {
@@ -78,12 +95,15 @@ void Schedule::hit(const Hit& hit) {
 }
 
 void Schedule::other_stop(std::uint64_t stopped_ns) {
+    // A stop that another process got into isn't charged as what it would have been without.
+    constexpr double kMostAverages = 20;
     const double cost =
-        static_cast<double>(stopped_ns) + (null_wall_.count > 0 ? null_wall_.value : kFirstWallNs);
+        std::min(static_cast<double>(stopped_ns) + (null_wall_.count > 0 ? null_wall_.value : kFirstWallNs),
+                 kMostAverages * (stop_cost() + kSampleExtraNs));
     stopped_ns_ += cost;
     window_stopped_ += cost;
     if (malloc_always_) always_stopped_ += cost;
-    burnt_cpu_ns_ += null_cpu_.count > 0 ? null_cpu_.value : kFirstCpuNs;
+    burnt_cpu_ns_ += null_cpu() + kColdNs;
 }
 
 bool Schedule::wants_null_trap() {
@@ -128,26 +148,81 @@ void Schedule::plan_span(double own_now) {
     if (length > allowed) span_ns_ = std::max(span_ns_ * allowed / length, kUnknownSpanShare * allowed);
     window_ns_ = std::min({length, allowed, span_ns_});
     window_start_ = span_start_ + std::uniform_real_distribution<double>()(random_) * (span_ns_ - window_ns_);
+    // Windows may begin late in a span, never before the looks at progress that lead up to them.
+    const bool dense = density * (null_cpu() + kColdNs) > kDense;
+    looks_ = dense && window_id_ > 0 ? 0 : 3;
+    if (looks_ == 0) window_start_ = std::max(window_start_, span_start_ + 2 * kLookNs);
     phase_ = Phase::before_window;
 }
 
 void Schedule::open_window(Moment now) {
     phase_ = Phase::in_window;
     ++window_id_;
-    window_opened_ = own(now);
     opened_wall_ns_ = now.wall_ns;
-    window_hits_ = 0;
     window_stopped_ = 0;
+    armed(now);
+}
+
+void Schedule::armed(Moment now) {
+    if (phase_ != Phase::in_window) return;
+    window_opened_ = own(now);
+    armed_cpu_ns_ = static_cast<double>(now.cpu_ns);
+    window_hits_ = 0;
+    fresh_ = true;
     for (Rate* r : {&malloc_, &object_}) r->window_hits = r->window_bytes = 0;
 }
 
-void Schedule::close_window(Moment now, bool cut) {
+double Schedule::window_cpu_ns(Moment now) const {
+    return static_cast<double>(now.cpu_ns) - armed_cpu_ns_;
+}
+
+double Schedule::window_length(double own_ns) const {
+    const double computed = std::max(own_ns - window_opened_, 1.0);
+    const double stops = static_cast<double>(window_hits_) * (null_cpu() + kColdNs);
+    const bool dense = stops > kDense * (computed + stops);
+    return dense && log_ratio_.count > 0 ? computed * std::exp(log_ratio_.value) : computed;
+}
+
+bool Schedule::is_over(double own_ns) const {
+    const double length = window_length(own_ns);
+    // Where stops eat all of the clock, own time may seem to stand still.
+    const bool standing_still = static_cast<double>(window_hits_) > 50 + window_ns_ / kShortestGapNs;
+    return length >= window_ns_ || standing_still || window_stopped_ > kLongestWindowStopNs;
+}
+
+Arrival Schedule::arrive(Moment now) {
+    if (phase_ != Phase::in_window) return Arrival::ignore;
+    const bool fresh = std::exchange(fresh_, false);
+    if (fresh && window_cpu_ns(now) < kPendingNs) return Arrival::ignore;
+    return is_over(own(now)) ? Arrival::closing : Arrival::counts;
+}
+
+void Schedule::close(Moment now, std::optional<OwnTime> measured) {
+    if (phase_ != Phase::in_window) return;
+    const double computed = std::max(own(now) - window_opened_, 1.0);
+    const double known = window_length(own(now));
+    const bool cut = window_stopped_ > kLongestWindowStopNs && known < window_ns_;
+    // The window's end lay between the last hit that counted and this moment: it was exactly as long as
+    // planned.
+    double length = std::min(known, window_ns_);
+    // The loop that was looked at may not be the one that the window met. By how much stops can have been
+    // misjudged is known; a measure beyond that is of something else.
+    const double hits = static_cast<double>(window_hits_);
+    const bool plausible = measured && measured->relative_sd < kMostSpread &&
+                           1.2 * measured->own_ns >= computed - kMostUnderratedNs * hits &&
+                           measured->own_ns <= 1.1 * computed + kColdNs * hits;
+    if (plausible) {
+        ++measured_windows_;
+        length = measured->own_ns;
+        log_ratio_.add(std::log(length / computed), kRateMemory);
+    }
+    close_window(now, length, cut);
+}
+
+void Schedule::close_window(Moment now, double length, bool cut) {
     phase_ = Phase::after_window;
     if (cut) ++cut_windows_;
-    const double computed = std::max(own(now) - window_opened_, 1.0);
-    const double density = static_cast<double>(window_hits_) / computed;
-    last_octave_ = static_cast<std::size_t>(std::clamp(std::log2(density * 1e9 + 1), 0.0, 31.0));
-    const double length = computed * corrections_[last_octave_].ratio;
+    length = std::max(length, 1.0);
     span_ns_ = std::max(span_ns_, window_opened_ - span_start_ + length);
     for (const auto kind : {trace::AllocKind::object, trace::AllocKind::malloc, trace::AllocKind::mmap}) {
         if (!is_windowed(kind)) continue;
@@ -209,7 +284,7 @@ void Schedule::review_malloc(Moment now) {
     const bool steady = malloc_.hits.count >= kRateMemory &&
                         malloc_.hits.value * stop_cost() > kAlwaysShare * policy_.max_overhead;
     if (!over && !steady) return;
-    if (phase_ == Phase::in_window) close_window(now, true);
+    if (phase_ == Phase::in_window) close_window(now, window_length(own(now)), true);
     settle_always(now);
     malloc_always_ = false;
     // What made it go is the best guess of what the next windows meet.
@@ -219,40 +294,29 @@ void Schedule::review_malloc(Moment now) {
 
 Plan Schedule::step(Moment now) {
     const double t = own(now);
-    if (malloc_always_) review_malloc(now);
-    if (phase_ == Phase::before_window && t >= window_start_) open_window(now);
-    if (phase_ == Phase::in_window) {
-        const double length = t - window_opened_;
-        const bool standing_still =
-            static_cast<double>(window_hits_) > 50 + window_ns_ / kShortestGapNs && length < window_ns_;
-        const bool cut = window_stopped_ > kLongestWindowStopNs;
-        if (length >= window_ns_ || standing_still || cut) close_window(now, cut && length < window_ns_);
-    }
-    if (phase_ == Phase::after_window && t >= span_start_ + span_ns_) {
-        plan_span(t);
-        if (t >= window_start_) open_window(now);
-    }
     Plan plan;
+    if (malloc_always_) review_malloc(now);
+    if (phase_ == Phase::in_window && is_over(t))
+        close_window(now, window_length(t), window_length(t) < window_ns_);
+    if (phase_ == Phase::after_window && t >= span_start_ + span_ns_) plan_span(t);
+    if (phase_ == Phase::before_window) {
+        if (looks_ < 3 && t >= window_start_ - (2 - looks_) * kLookNs) {
+            plan.look = ++looks_;
+            // A look that comes late puts the window off: the stretches between looks must have some length.
+            if (looks_ < 3) window_start_ = std::max(window_start_, t + (3 - looks_) * kLookNs);
+        }
+        if (looks_ >= 3 && t >= window_start_) open_window(now);
+    }
     plan.malloc_armed = malloc_always_ || phase_ == Phase::in_window;
     plan.object_armed = phase_ == Phase::in_window;
     plan.window = phase_ == Phase::in_window ? window_id_ : 0;
     // Own time passes no faster than wall time on one CPU; more threads only make step() come late, which
     // moves a window but doesn't make it longer than it says.
-    const double next = phase_ == Phase::before_window ? window_start_
+    const double next = phase_ == Phase::before_window ? window_start_ - std::max(2 - looks_, 0) * kLookNs
                         : phase_ == Phase::in_window   ? window_opened_ + window_ns_
                                                        : span_start_ + span_ns_;
     plan.wake_ns = now.wall_ns + static_cast<std::uint64_t>(std::clamp(next - t, 1e3, 20e6));
     return plan;
-}
-
-void Schedule::correct_own_time(double ratio, double relative_sd) {
-    if (!(ratio > 0.02 && ratio < 50) || !(relative_sd > 0)) return;
-    auto& c = corrections_[last_octave_];
-    const double weight = 1 / (relative_sd * relative_sd);
-    // Of log ratios, so that twice and half cancel out.
-    const double total = std::min(c.weight, 1e5) + weight;
-    c.ratio = std::exp(std::log(c.ratio) + (std::log(ratio) - std::log(c.ratio)) * weight / total);
-    c.weight = total;
 }
 
 double Schedule::sampling_bytes(trace::AllocKind kind) const {
@@ -275,8 +339,9 @@ std::vector<trace::Window> Schedule::take_closed() {
 
 void Schedule::finish(Moment now) {
     if (phase_ == Phase::in_window) {
+        const double length = window_length(own(now));
         span_ns_ = std::max(own(now) - span_start_, 1.0);
-        close_window(now, false);
+        close_window(now, length, false);
     }
     if (malloc_always_) settle_always(now);
 }
@@ -297,6 +362,7 @@ Schedule::Figures Schedule::figures(Moment now) const {
     f.null_traps = null_traps_;
     f.windows = window_id_;
     f.cut_windows = cut_windows_;
+    f.measured_windows = measured_windows_;
     return f;
 }
 

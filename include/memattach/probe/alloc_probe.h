@@ -86,6 +86,8 @@ class AllocProbe final : public TracerClient {
     void set_armed(trace::AllocKind kind, bool armed);
     void apply_plan(std::uint64_t now_ns);
     void send_windows();
+    void look(ProgressSnapshot& into, std::uint64_t cpu_ns);
+    [[nodiscard]] bool in_window(pid_t tid, const user_regs_struct& regs);
     void on_entry(pid_t tid, std::size_t index, const user_regs_struct& regs);
     void on_return(pid_t tid, std::uint64_t address, const user_regs_struct& regs);
     void begin_call(pid_t tid, std::size_t index, const user_regs_struct& regs, Call call);
@@ -106,11 +108,15 @@ class AllocProbe final : public TracerClient {
     TraceShared& shared_;
     int notify_fd_;
     Tracer* tracer_ = nullptr;
+    python::Runtime runtime_;
     python::StackReader reader_;
     ThreadStates thread_states_;
     ByteSampler sampler_;
     std::optional<Schedule> schedule_;
     Plan plan_;
+    /// Before the window, when it is armed, when it is closed.
+    std::array<ProgressSnapshot, 5> progress_;
+    std::uint64_t busiest_pthread_ = 0;  ///< of the thread that hit last
     std::vector<PlannedSite> sites_;
     std::array<bool, 3> armed_{};  ///< by AllocKind
     std::unordered_map<pid_t, ThreadCalls> threads_;

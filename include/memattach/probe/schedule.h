@@ -3,19 +3,23 @@
 ///
 ///     Schedule schedule(policy, now);
 ///     loop:
-///       Plan plan = schedule.step(now);            // after every stop, and when plan.wake_ns is over
-///       arm and disarm what the plan says; where that took long, step() again
+///       Plan plan = schedule.step(now);            // when plan.wake_ns is over
+///       arm and disarm what the plan says; schedule.armed(now) when a window's sites are all armed
 ///       for (trace::Window& w : schedule.take_closed()) …   // its samples can be sent: own_ns / span_own_ns
-///       at a hit:
+///       at a hit of a kind that goes by windows:
+///         Arrival arrival = schedule.arrive(now);  // before it is served, the thread still stopped
+///         closing: schedule.close(now, …), then disarm and don't count the hit; ignore: don't count it
+///       at a hit that counts:
 ///         bool keep = sampler.keep(size, schedule.sampling_bytes(kind));
-///         if (schedule.wants_null_trap()) { put pc back on the int3, let go, wait; schedule.null_trap(…); }
-///         …
 ///         schedule.hit({kind, size, keep, stopped_ns});     // and other_stop() for each further stop
+///       before a hit is served:
+///         if (schedule.wants_null_trap()) { put pc back on the int3, let go, wait; schedule.null_trap(…); }
 ///
 /// **Own time.** The clock of everything here is the target's own run time: its CPU clock less what the stops
 /// themselves burnt of it (an exception, a signal and two context switches cost a thread some 4 µs of its own
 /// CPU time). That cost is measured in place by null traps: hits that are taken a second time at once, with
-/// nothing of the program's in between.
+/// nothing of the program's in between. Where hits are so dense that this isn't enough, progress.h measures a
+/// window's own time by what the program itself counts.
 ///
 /// **Spans and windows.** Own time is cut into spans, and in each one window is armed at a random place. How
 /// long spans and windows are is decided before a span begins, from what earlier ones cost: a window is never
@@ -28,11 +32,12 @@
 /// targets).
 #pragma once
 
-#include <array>
 #include <cstdint>
+#include <optional>
 #include <random>
 #include <vector>
 
+#include "memattach/probe/progress.h"
 #include "memattach/trace/events.h"
 
 namespace memattach::probe {
@@ -67,6 +72,16 @@ struct Plan {
     /// For Alloc::window of a kind that is_windowed(); 0: no window is open.
     std::uint64_t window = 0;
     std::uint64_t wake_ns = 0;  ///< base::monotonic_ns(): call step() by then, even where nothing happened
+    /// Read the program's progress now: the first, second and third time before a window (before it is
+    /// armed). 0: don't. Asked for only where hits are dense.
+    int look = 0;
+};
+
+/// What a hit of a kind that goes by windows is, seen when it arrives.
+enum class Arrival : std::uint8_t {
+    counts,
+    ignore,   ///< it trapped before everything was armed, or after the window
+    closing,  ///< the window's time was over before it: close the window, don't count it
 };
 
 /// An allocation or a free that trapped. Allocations only: size_bytes. Times in ns.
@@ -96,9 +111,13 @@ class Schedule {
     /// exact for a stopped thread); `wall_ns`: from letting it go to wait()'s return. Includes other_stop().
     void null_trap(std::uint64_t cpu_ns, std::uint64_t wall_ns);
 
-    /// Another measure of a window's own time, from something that counts the program's own progress. Ratio:
-    /// true own time over the one computed here, for windows as dense as the one just closed.
-    void correct_own_time(double ratio, double relative_sd);
+    /// The window's sites are all armed: its time starts here.
+    void armed(Moment now);
+    [[nodiscard]] Arrival arrive(Moment now);
+    /// `measured`: the window's own time by the program's own progress, where that could be told.
+    void close(Moment now, std::optional<OwnTime> measured);
+    /// What the target's CPU clock went forward since armed(): the most that its own time can be.
+    [[nodiscard]] double window_cpu_ns(Moment now) const;
 
     /// R for the next allocation of this kind. It changes only between windows or on what is past, never
     /// with the allocation itself.
@@ -124,7 +143,8 @@ class Schedule {
         std::uint64_t hits = 0;
         std::uint64_t null_traps = 0;
         std::uint64_t windows = 0;
-        std::uint64_t cut_windows = 0;  ///< ended early to protect the target
+        std::uint64_t cut_windows = 0;       ///< ended early to protect the target
+        std::uint64_t measured_windows = 0;  ///< whose own time the program's progress told
     };
     [[nodiscard]] Figures figures(Moment now) const;
 
@@ -136,6 +156,11 @@ class Schedule {
         void add(double x, double memory) {
             count = count + 1 < memory ? count + 1 : memory;
             value += (x - value) / count;
+        }
+        /// For costs: one that something else got into (another process ran) says little about the others.
+        void add_cost(double x, double memory) {
+            constexpr double kOutlier = 4;
+            add(count >= 16 && x > kOutlier * value ? kOutlier * value : x, memory);
         }
     };
     /// What a group does per ns of own time in which it is armed.
@@ -149,10 +174,14 @@ class Schedule {
     [[nodiscard]] double own(Moment now) const;
     void plan_span(double own_now);
     void open_window(Moment now);
-    void close_window(Moment now, bool cut);
+    void close_window(Moment now, double own_ns, bool cut);
     void review_malloc(Moment now);
     void settle_always(Moment now);
     [[nodiscard]] double stop_cost() const;
+    [[nodiscard]] bool is_over(double own_ns) const;
+    /// The computed own time of the open window, with what measured ones have taught.
+    [[nodiscard]] double window_length(double own_ns) const;
+    [[nodiscard]] double null_cpu() const;
     Rate& rate(trace::AllocKind kind) { return kind == trace::AllocKind::object ? object_ : malloc_; }
     [[nodiscard]] const Rate& rate(trace::AllocKind kind) const {
         return kind == trace::AllocKind::object ? object_ : malloc_;
@@ -185,12 +214,11 @@ class Schedule {
     double reviewed_own_ = 0, reviewed_stopped_ = 0, reviewed_hits_ = 0, reviewed_bytes_ = 0;
     double armed_malloc_ns_ = 0, armed_object_ns_ = 0;
 
-    /// By the octave of hits per own time: true own time over the computed one.
-    struct Correction {
-        double ratio = 1, weight = 0;
-    };
-    std::array<Correction, 32> corrections_{};
-    std::size_t last_octave_ = 0;
+    bool fresh_ = false;  ///< no hit has arrived since the window was armed
+    int looks_ = 0;
+    double armed_cpu_ns_ = 0;
+    std::uint64_t measured_windows_ = 0;
+    Average log_ratio_;  ///< of measured own time over the computed one, in dense windows
 };
 
 }  // namespace memattach::probe
