@@ -201,6 +201,7 @@ void AllocProbe::send_windows() {
         event.address = window.end_ns;
         event.own_ns = window.own_ns;
         event.span_own_ns = window.span_own_ns;
+        event.own_spread = window.own_spread;
         send(event, {});
     }
 }

@@ -110,6 +110,7 @@ void AllocTracer::take_window(const TraceEvent& event) {
     window.end_ns = event.address;
     window.own_ns = event.own_ns;
     window.span_own_ns = event.span_own_ns;
+    window.own_spread = event.own_spread;
     const double fraction =
         window.span_own_ns == 0
             ? 1

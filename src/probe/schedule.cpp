@@ -23,10 +23,14 @@ constexpr double kLongestSpanNs = 500e6;
 constexpr double kShortestWindowNs = 3e3;
 /// While rates are unknown a span is so many times its window.
 constexpr double kUnknownSpanShare = 8;
-/// Hits that a window should have, where the budget allows: fewer and its own ends matter.
-constexpr double kHitsPerWindow = 64;
-/// No program allocates faster than this for long: a window in which own time seems to stand still ends.
-constexpr double kShortestGapNs = 25;
+/// Hits that a dense window has at least and at most: as many as it takes to see the program progress.
+constexpr double kFewestHits = 48;
+constexpr double kMostHits = 192;
+/// A window that was planned for a sparse stretch and met a dense one ends after so many hits.
+constexpr double kSurprise = 1024;
+/// A window that was planned for a dense stretch and met a quiet one ends after so much of what was planned.
+constexpr double kQuietWindows = 20;
+constexpr double kQuietNs = 1e6;
 /// What a stop costs a thread besides, in caches gone cold: 200 to 500 ns were measured, the more the longer
 /// the code until the next stop.
 constexpr double kColdNs = 250;
@@ -34,10 +38,22 @@ constexpr double kColdNs = 250;
 constexpr double kDense = 0.15;
 /// A measure less sure than this is not one.
 constexpr double kMostSpread = 0.3;
-/// A stop was seen to cost so much more than null traps say, on a processor that others want too.
-constexpr double kMostUnderratedNs = 4'000;
+constexpr double kSure = 0.06;
+/// How sure a window's own time is, all windows together: by progress; of others by how much the cost of a
+/// stop may be off.
+constexpr double kMeasuredSpread = 0.03;
+constexpr double kCostOffNs = 700;
+/// Marks one that waits for the next that can be measured.
+constexpr double kUnmeasured = -1;
+constexpr double kGuessedSpread = 0.1;
+constexpr double kUnknownSpread = 1;
+constexpr std::size_t kMostWaiting = 8;
+/// No program allocates faster for long.
+constexpr double kShortestGapNs = 30;
+/// A stop costs at most so much more than null traps say.
+constexpr double kMostUnderratedNs = 1'500;
 /// Between two looks at it.
-constexpr double kLookNs = 700e3;
+constexpr double kLookNs = 150e3;
 /// A hit that arrives with less CPU time gone by than a stop takes had trapped when the window was armed.
 constexpr double kPendingNs = 600;
 /// A window that has stopped its target for so long is ended, and counted as cut.
@@ -139,7 +155,7 @@ void Schedule::plan_span(double own_now) {
     const double cost = density * (stop_cost() + kept * kSampleExtraNs);
     double fraction = std::min(1.0, budget / cost);
     // Short spans, unless that leaves a window with too few hits.
-    const double wanted = std::min(kHitsPerWindow / density, kLongestSpanNs);
+    const double wanted = std::min(dense_hits_ / density, kLongestSpanNs);
     span_ns_ = std::clamp(wanted / fraction, kShortestSpanNs, kLongestSpanNs);
     // After quiet windows a busy one may come: grow by steps, fall at once. The span shrinks along, so that
     // no sample of a short window stands for a long time.
@@ -149,8 +165,8 @@ void Schedule::plan_span(double own_now) {
     window_ns_ = std::min({length, allowed, span_ns_});
     window_start_ = span_start_ + std::uniform_real_distribution<double>()(random_) * (span_ns_ - window_ns_);
     // Windows may begin late in a span, never before the looks at progress that lead up to them.
-    const bool dense = density * (null_cpu() + kColdNs) > kDense;
-    looks_ = dense && window_id_ > 0 ? 0 : 3;
+    dense_ = window_id_ > 0 && density * (null_cpu() + kColdNs) > kDense;
+    looks_ = dense_ ? 0 : 3;
     if (looks_ == 0) window_start_ = std::max(window_start_, span_start_ + 2 * kLookNs);
     phase_ = Phase::before_window;
 }
@@ -178,16 +194,19 @@ double Schedule::window_cpu_ns(Moment now) const {
 
 double Schedule::window_length(double own_ns) const {
     const double computed = std::max(own_ns - window_opened_, 1.0);
-    const double stops = static_cast<double>(window_hits_) * (null_cpu() + kColdNs);
-    const bool dense = stops > kDense * (computed + stops);
+    const bool dense = computed < kMostUnderratedNs / 2 * static_cast<double>(window_hits_);
     return dense && log_ratio_.count > 0 ? computed * std::exp(log_ratio_.value) : computed;
 }
 
+/// Where own time can be computed a window is over when it is as long as planned. In a dense one computed
+/// time means little until progress has been read: it ends after so many hits, unless the program turned
+/// quiet.
 bool Schedule::is_over(double own_ns) const {
+    if (window_stopped_ > kLongestWindowStopNs) return true;
     const double length = window_length(own_ns);
-    // Where stops eat all of the clock, own time may seem to stand still.
-    const bool standing_still = static_cast<double>(window_hits_) > 50 + window_ns_ / kShortestGapNs;
-    return length >= window_ns_ || standing_still || window_stopped_ > kLongestWindowStopNs;
+    if (!dense_) return length >= window_ns_ || static_cast<double>(window_hits_) > kSurprise;
+    return static_cast<double>(window_hits_) >= dense_hits_ ||
+           length >= kQuietWindows * window_ns_ + kQuietNs;
 }
 
 Arrival Schedule::arrive(Moment now) {
@@ -202,27 +221,58 @@ void Schedule::close(Moment now, std::optional<OwnTime> measured) {
     const double computed = std::max(own(now) - window_opened_, 1.0);
     const double known = window_length(own(now));
     const bool cut = window_stopped_ > kLongestWindowStopNs && known < window_ns_;
-    // The window's end lay between the last hit that counted and this moment: it was exactly as long as
-    // planned.
-    double length = std::min(known, window_ns_);
+    const double hits = static_cast<double>(window_hits_);
     // The loop that was looked at may not be the one that the window met. By how much stops can have been
     // misjudged is known; a measure beyond that is of something else.
-    const double hits = static_cast<double>(window_hits_);
     const bool plausible = measured && measured->relative_sd < kMostSpread &&
                            1.2 * measured->own_ns >= computed - kMostUnderratedNs * hits &&
                            measured->own_ns <= 1.1 * computed + kColdNs * hits;
-    if (plausible) {
+    if (plausible && hits > 0) {
         ++measured_windows_;
-        length = measured->own_ns;
-        log_ratio_.add(std::log(length / computed), kRateMemory);
+        if (measured->own_ns < kMostUnderratedNs / 2 * hits) {
+            log_ratio_.add(std::log(measured->own_ns / computed), kRateMemory);
+            own_per_hit_.add(measured->own_ns / hits, kRateMemory);
+        }
+        if (measured->relative_sd < kSure) dense_hits_ = std::max(0.9 * dense_hits_, kFewestHits);
+        close_window(now, measured->own_ns, cut, kMeasuredSpread);
+        return;
     }
-    close_window(now, length, cut);
+    if (!dense_ || hits == 0) {
+        // The window's end lay between the last hit that counted and this moment: it was exactly as long as
+        // planned.
+        close_window(now, std::min(known, window_ns_), cut);
+        return;
+    }
+    dense_hits_ = std::min(1.25 * dense_hits_, kMostHits);
+    if (computed > kMostUnderratedNs / 2 * hits) {  // it wasn't dense: its clock can be trusted
+        close_window(now, computed, cut);
+        return;
+    }
+    close_window(now, std::max(computed, kShortestGapNs * hits), cut, kUnmeasured);
 }
 
-void Schedule::close_window(Moment now, double length, bool cut) {
+/// Windows whose time could not be told are like those that could be, hit for hit; where there is none, they
+/// say what their clock said, and that it isn't to be trusted.
+void Schedule::release_waiting() {
+    for (auto& [window, hits] : waiting_) {
+        if (own_per_hit_.count > 0) {
+            window.own_ns = static_cast<std::uint64_t>(std::max(hits * own_per_hit_.value, 1.0));
+            window.own_spread = kGuessedSpread;
+        }
+        closed_.push_back(window);
+    }
+    waiting_.clear();
+}
+
+void Schedule::close_window(Moment now, double length, bool cut, double spread) {
     phase_ = Phase::after_window;
     if (cut) ++cut_windows_;
     length = std::max(length, 1.0);
+    dense_ = false;
+    const double hits = static_cast<double>(window_hits_);
+    const bool guess = spread == kUnmeasured && own_per_hit_.count > 0;
+    if (guess) length = hits * own_per_hit_.value;
+    if (spread == 0) spread = std::min(kCostOffNs * hits / length, kUnknownSpread);
     span_ns_ = std::max(span_ns_, window_opened_ - span_start_ + length);
     for (const auto kind : {trace::AllocKind::object, trace::AllocKind::malloc, trace::AllocKind::mmap}) {
         if (!is_windowed(kind)) continue;
@@ -233,8 +283,15 @@ void Schedule::close_window(Moment now, double length, bool cut) {
         window.end_ns = now.wall_ns;
         window.own_ns = static_cast<std::uint64_t>(length);
         window.span_own_ns = static_cast<std::uint64_t>(span_ns_);
-        closed_.push_back(window);
+        window.own_spread = guess ? kGuessedSpread : spread;
+        if (spread == kUnmeasured && !guess) {
+            window.own_spread = kUnknownSpread;
+            waiting_.push_back({window, hits});
+        } else {
+            closed_.push_back(window);
+        }
     }
+    if (own_per_hit_.count > 0 || waiting_.size() > 3 * kMostWaiting) release_waiting();
     armed_object_ns_ += length;
     object_.hits.add(object_.window_hits / length, kRateMemory);
     object_.bytes.add(object_.window_bytes / length, kRateMemory);
@@ -296,8 +353,12 @@ Plan Schedule::step(Moment now) {
     const double t = own(now);
     Plan plan;
     if (malloc_always_) review_malloc(now);
-    if (phase_ == Phase::in_window && is_over(t))
-        close_window(now, window_length(t), window_length(t) < window_ns_);
+    if (phase_ == Phase::in_window) {
+        // A dense window is ended by the hit behind its last one, which finds the thread stopped.
+        const double length = window_length(t);
+        const bool quiet = dense_ ? length >= kQuietWindows * window_ns_ + kQuietNs : length >= window_ns_;
+        if (quiet || window_stopped_ > kLongestWindowStopNs) close_window(now, length, length < window_ns_);
+    }
     if (phase_ == Phase::after_window && t >= span_start_ + span_ns_) plan_span(t);
     if (phase_ == Phase::before_window) {
         if (looks_ < 3 && t >= window_start_ - (2 - looks_) * kLookNs) {
@@ -313,7 +374,7 @@ Plan Schedule::step(Moment now) {
     // Own time passes no faster than wall time on one CPU; more threads only make step() come late, which
     // moves a window but doesn't make it longer than it says.
     const double next = phase_ == Phase::before_window ? window_start_ - std::max(2 - looks_, 0) * kLookNs
-                        : phase_ == Phase::in_window   ? window_opened_ + window_ns_
+                        : phase_ == Phase::in_window   ? window_opened_ + window_ns_ + (dense_ ? kQuietNs : 0)
                                                        : span_start_ + span_ns_;
     plan.wake_ns = now.wall_ns + static_cast<std::uint64_t>(std::clamp(next - t, 1e3, 20e6));
     return plan;
@@ -344,6 +405,7 @@ void Schedule::finish(Moment now) {
         close_window(now, length, false);
     }
     if (malloc_always_) settle_always(now);
+    release_waiting();
 }
 
 Schedule::Figures Schedule::figures(Moment now) const {

@@ -40,6 +40,7 @@ void WindowTimes::add(const trace::Window& window) {
     const auto span = static_cast<double>(std::max(window.span_own_ns, window.own_ns));
     span_ns[group_of(window.id)] += span;
     all_span_ns += span;
+    spread_ns += span * window.own_spread;
     own_ns += static_cast<double>(window.own_ns);
 }
 
@@ -123,7 +124,8 @@ SampleSum::Uncertainty SampleSum::uncertainty(const AllWindowTimes& times) const
             between *= time.all_span_ns / (groups - 1);
         }
         const double of_windows = (1 - time.fraction()) * std::max(0.0, between - windowed.kept_variance);
-        result.variance += windowed.kept_variance + of_windows;
+        const double of_clock = sum * time.spread();
+        result.variance += windowed.kept_variance + of_windows + of_clock * of_clock;
         spread_of_variance += of_windows * of_windows / std::max(1.0, groups_hit - 1);
     }
     if (spread_of_variance > 0) {

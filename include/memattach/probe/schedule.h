@@ -174,7 +174,9 @@ class Schedule {
     [[nodiscard]] double own(Moment now) const;
     void plan_span(double own_now);
     void open_window(Moment now);
-    void close_window(Moment now, double own_ns, bool cut);
+    /// `spread`: of the own time; 0: what the cost of its stops leaves open.
+    void close_window(Moment now, double own_ns, bool cut, double spread = 0);
+    void release_waiting();
     void review_malloc(Moment now);
     void settle_always(Moment now);
     [[nodiscard]] double stop_cost() const;
@@ -216,9 +218,17 @@ class Schedule {
 
     bool fresh_ = false;  ///< no hit has arrived since the window was armed
     int looks_ = 0;
+    bool dense_ = false;  ///< the span's window is planned for hits so dense that progress must tell its time
+    double dense_hits_ = 64;
     double armed_cpu_ns_ = 0;
     std::uint64_t measured_windows_ = 0;
-    Average log_ratio_;  ///< of measured own time over the computed one, in dense windows
+    struct Waiting {
+        trace::Window window;
+        double hits;
+    };
+    std::vector<Waiting> waiting_;
+    Average own_per_hit_;  ///< in measured windows
+    Average log_ratio_;    ///< of measured own time over the computed one, in dense windows
 };
 
 }  // namespace memattach::probe

@@ -37,6 +37,7 @@ struct TraceEvent {
     std::uint64_t span_own_ns = 0;
     double sampling_bytes = 1;
     double armed_fraction = 1;
+    double own_spread = 0;
     std::uint64_t caller = 0;  ///< alloc: where the call returns to
 };
 

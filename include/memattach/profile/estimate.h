@@ -5,7 +5,8 @@
 /// what one stands for. And, where a kind of site is armed in windows only, which stretches of time were
 /// looked at: allocations of one window come together, so that part is estimated from how much the sums of 32
 /// groups of windows differ (random groups; Wolter, Introduction to Variance Estimation, ch. 2), less the
-/// share of time that was looked at anyway (finite population correction).
+/// share of time that was looked at anyway (finite population correction). How long the windows were is
+/// itself known only so well (trace::Window::own_spread); that moves all sums of a kind by one factor.
 #pragma once
 
 #include <array>
@@ -42,10 +43,13 @@ struct WindowTimes {
     std::array<double, kWindowGroups> span_ns{};
     double own_ns = 0;
     double all_span_ns = 0;
+    double spread_ns = 0;  ///< Σ span × own_spread
 
     void add(const trace::Window& window);
     /// Share of time that was looked at, of the time in which the kind went by windows; 1 where it never did.
     [[nodiscard]] double fraction() const;
+    /// How far off all windows' own times may be together, relative.
+    [[nodiscard]] double spread() const { return all_span_ns > 0 ? spread_ns / all_span_ns : 0; }
 };
 using AllWindowTimes = std::array<WindowTimes, kAllocKinds>;
 

@@ -64,6 +64,9 @@ struct Window {
     std::uint64_t own_ns = 0;    ///< the target's own time between the two
     std::uint64_t span_own_ns =
         0;  ///< own time of the whole span that the window stands for, itself included
+    /// How far off own_ns may be, relative, one standard deviation, the same way for all windows of a
+    /// session: what the stops in it burnt of the target's own clock is known only so well.
+    double own_spread = 0;
 };
 
 /// The end of a block. A realloc is a Free of the old block and, where the new one is sampled, an Alloc.

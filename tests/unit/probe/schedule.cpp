@@ -220,6 +220,10 @@ TEST_CASE("a line that allocates in bursts is not counted for less than one that
             return Step{gap, burst ? 2 : 1, 64};
         },
         10);
+    CAPTURE(r.figures.windows);
+    CAPTURE(r.figures.measured_windows);
+    CAPTURE(r.figures.hits);
+    CAPTURE(r.figures.coverage_object);
     CHECK(r.figures.overhead < 0.07);
     CHECK(r.ratio(1) == doctest::Approx(1).epsilon(0.25));
     CHECK(r.ratio(2) == doctest::Approx(1).epsilon(0.25));
