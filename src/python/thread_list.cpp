@@ -43,6 +43,16 @@ std::pair<std::int32_t, std::int32_t> namespace_ids(std::string_view status) {
     }
 }
 
+/// namespace_ids of a status file; `id` twice where it can't be read or says nothing (kernels before 4.1).
+std::pair<std::int32_t, std::int32_t> ids_of(const std::string& path, std::int32_t id) {
+    const base::UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    std::array<char, 4096> text;
+    const ssize_t got = file.is_open() ? ::read(file.get(), text.data(), text.size()) : -1;
+    if (got <= 0) return {id, id};
+    const auto ids = namespace_ids({text.data(), static_cast<std::size_t>(got)});
+    return ids.first != 0 ? ids : std::pair{id, id};
+}
+
 }  // namespace
 
 ThreadList::ThreadList(const process::Memory& memory, const Runtime& runtime, int pid)
@@ -53,16 +63,14 @@ ThreadList::Ids ThreadList::task_ids() const {
     if (pid_ <= 0) return ids;
     DIR* directory = ::opendir(fmt::format("/proc/{}/task", pid_).c_str());
     if (directory == nullptr) return ids;
+    // In our own pid namespace both ids are one, and there is nothing to read for each thread.
+    const auto [outer_pid, inner_pid] = ids_of(fmt::format("/proc/{}/status", pid_), pid_);
+    const bool translate = outer_pid != inner_pid;
     while (const dirent* entry = ::readdir(directory)) {
         const int tid = std::atoi(entry->d_name);
         if (tid <= 0) continue;
-        const base::UniqueFd file(
-            ::open(fmt::format("/proc/{}/task/{}/status", pid_, tid).c_str(), O_RDONLY | O_CLOEXEC));
-        std::array<char, 4096> text;
-        const ssize_t got = file.is_open() ? ::read(file.get(), text.data(), text.size()) : -1;
-        if (got <= 0) continue;
-        auto [outer, inner] = namespace_ids({text.data(), static_cast<std::size_t>(got)});
-        if (outer == 0) outer = inner = tid;  // kernels before 4.1 have no NSpid
+        const std::int32_t inner =
+            translate ? ids_of(fmt::format("/proc/{}/task/{}/status", pid_, tid), tid).second : tid;
         ids.inner.insert(inner);
         ids.outer_of[inner] = tid;
     }

@@ -305,6 +305,21 @@ std::optional<std::uint64_t> ThreadWalk::innermost_at_second_look(const WalkCont
     return innermost;
 }
 
+/// `address`, or where the first look found that frame to have been left: the nearest one outside of it that
+/// wasn't.
+std::uint64_t ThreadWalk::nearest_not_left(const WalkContext& context, std::uint64_t address) const {
+    const FrameShape& shape = context.frames;
+    std::size_t hint = 0;
+    for (std::size_t i = 0; i < kMaxAgain; ++i) {
+        const std::byte* bytes = window_.find(address + shape.begin(), shape.bytes(), hint);
+        if (bytes == nullptr) return address;
+        const FrameHeader header = shape.parse(bytes);
+        if (header.shim || header.activity != Activity::left || header.previous == 0) return address;
+        address = header.previous;
+    }
+    return address;
+}
+
 /// Whether the frame that the word named, and its caller, were the same in both looks, and where they were.
 /// For frames that don't tell whether they run: this one did, in between.
 bool ThreadWalk::stood_still(const WalkContext& context, std::uint64_t top) const {
@@ -374,7 +389,11 @@ WalkStatus ThreadWalk::walk(const WalkContext& context, const std::optional<GilP
             if (walks_ % kReplanEveryWalks == 0) plan(context, top);
             break;
         }
-        if (chain == Chain::complete && !torn) torn = true;
+        if (!torn && chain != Chain::missing && !stopped) {
+            // For want of anything better.
+            torn = chain == Chain::complete ||
+                   follow(context, nearest_not_left(context, word_), Looks::first, out) == Chain::complete;
+        }
         const bool known_place = chain != Chain::missing && planned_top_ == word_;
         if (!known_place && plans < kMaxPlans) {
             // Frames where none were before: look for them there the next time.

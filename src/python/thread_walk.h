@@ -102,6 +102,7 @@ class ThreadWalk {
     Chain follow(const WalkContext& context, std::uint64_t top, Looks looks, RawStack& out);
     [[nodiscard]] bool discover(const WalkContext& context, std::uint64_t top);
     [[nodiscard]] std::optional<std::uint64_t> innermost_at_second_look(const WalkContext& context) const;
+    [[nodiscard]] std::uint64_t nearest_not_left(const WalkContext& context, std::uint64_t address) const;
     [[nodiscard]] bool stood_still(const WalkContext& context, std::uint64_t top) const;
     [[nodiscard]] std::optional<FrameHeader> seen_again(const WalkContext& context, std::uint64_t address,
                                                         std::size_t& hint) const;
