@@ -35,13 +35,11 @@ const NativeFrame& NativeFrames::frame_at(base::Address address) {
 }
 
 trace::Stack NativeFrames::merge(const std::array<std::uint64_t, kPerfRegisterCount>& registers,
-                                 std::span<const std::byte> stack, const python::RawStack& raw,
-                                 std::span<const trace::Frame> python) {
+                                 std::span<const std::byte> stack, std::span<const trace::Frame> python,
+                                 const std::vector<bool>& entries) {
     native_.clear();
     for (const base::Address address : unwinder_.unwind(registers, stack))
         native_.push_back(frame_at(address));
-    std::vector<bool> entries;
-    for (const python::RawFrame& frame : raw.frames) entries.push_back(frame.entry);
     const auto loops =
         std::count_if(native_.begin(), native_.end(), [](const auto& f) { return f.eval_loop; });
     ++merged_;

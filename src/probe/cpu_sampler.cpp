@@ -466,7 +466,7 @@ std::optional<CpuSink::StackId> CpuSampler::look(Thread& thread, trace::CpuSampl
     sample.holds_gil = holder && *holder == thread.state;
     if (native_ && place.registers != nullptr) {
         codes_.resolve(thread.raw, stack_, losses_);
-        return sink_.intern(native_->merge(*place.registers, place.stack, thread.raw, stack_));
+        return sink_.intern(native_->merge(*place.registers, place.stack, stack_, codes_.entries()));
     }
     const std::uint64_t now = base::monotonic_ns();
     if (thread.last_stack && thread.raw.unchanged && now - thread.resolved_ns < kTrustStackNs)
@@ -512,7 +512,7 @@ std::optional<CpuSink::StackId> CpuSampler::look_stopped(Thread& thread, trace::
 std::optional<CpuSink::StackId> CpuSampler::native_stack(const Place& place) {
     if (native_ && place.registers != nullptr)
         return sink_.intern(
-            native_->merge(*place.registers, place.stack, python::RawStack{}, trace::Stack{}));
+            native_->merge(*place.registers, place.stack, trace::Stack{}, std::vector<bool>{}));
     const std::string module = place.ip == 0 ? std::string() : regions_.module_of(base::Address(place.ip));
     const auto found = native_stacks_.find(module);
     if (found != native_stacks_.end()) return found->second;

@@ -24,10 +24,10 @@ class NativeFrames {
     NativeFrames(int pid, const python::Runtime& runtime, const process::Memory& memory,
                  trace::FunctionTable& functions);
 
-    /// `python` is `raw`, resolved. Both may be empty.
+    /// `entries` is what CodeCache::entries() said of `python`, frame by frame. Both may be empty.
     trace::Stack merge(const std::array<std::uint64_t, kPerfRegisterCount>& registers,
-                       std::span<const std::byte> stack, const python::RawStack& raw,
-                       std::span<const trace::Frame> python);
+                       std::span<const std::byte> stack, std::span<const trace::Frame> python,
+                       const std::vector<bool>& entries);
 
     [[nodiscard]] std::uint64_t merged() const { return merged_; }
     /// Of these, how many had not as many eval loops as runs of Python frames.
