@@ -17,7 +17,7 @@ struct VersionRow {
     InstrKind instr_kind;
     LineTableKind line_table_kind;
     std::uint32_t owner_generator, owner_shim, owner_cstack;
-    std::uint64_t stackref_tag_mask;
+    std::uint32_t stackref_tag_mask;
     RunningKind running_kind;
     Offset running_after_instr;
 };
