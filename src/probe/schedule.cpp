@@ -107,6 +107,7 @@ void Schedule::hit(const Hit& hit) {
     } else {
         always_hits_ += 1;
         always_bytes_ += bytes;
+        if (phase_ == Phase::in_window) always_stopped_ += stop_cost();
     }
 }
 
@@ -118,7 +119,8 @@ void Schedule::other_stop(std::uint64_t stopped_ns) {
                  kMostAverages * (stop_cost() + kSampleExtraNs));
     stopped_ns_ += cost;
     window_stopped_ += cost;
-    if (malloc_always_) always_stopped_ += cost;
+    // What a window stops for is not the doing of a group that is armed without a break; see hit().
+    if (malloc_always_ && phase_ != Phase::in_window) always_stopped_ += cost;
     burnt_cpu_ns_ += null_cpu() + kColdNs;
 }
 
@@ -134,7 +136,7 @@ void Schedule::null_trap(std::uint64_t cpu_ns, std::uint64_t wall_ns) {
     ++null_traps_;
     stopped_ns_ += static_cast<double>(wall_ns);
     window_stopped_ += static_cast<double>(wall_ns);
-    if (malloc_always_) always_stopped_ += static_cast<double>(wall_ns);
+    if (malloc_always_ && phase_ != Phase::in_window) always_stopped_ += static_cast<double>(wall_ns);
     burnt_cpu_ns_ += static_cast<double>(cpu_ns);
     // A stop that was interrupted (another process ran, a page of the tracer's was missing) says nothing
     // about the ordinary ones.
