@@ -53,11 +53,11 @@ bool set_real_time() {
 
 }  // namespace
 
-SamplingPriority::SamplingPriority(bool wanted) {
+SamplingPriority::SamplingPriority(Promptness wanted) {
     // Only an ordinary process is changed; whoever chose another policy for us meant it.
-    if (!wanted || ::syscall(SYS_sched_getscheduler, 0) != 0) return;
+    if (wanted == Promptness::ordinary || ::syscall(SYS_sched_getscheduler, 0) != 0) return;
     original_nice = ::getpriority(PRIO_PROCESS, 0);
-    changed_ = process_changed = set_real_time() ||
+    changed_ = process_changed = (wanted == Promptness::real_time && set_real_time()) ||
                                  set_ordinary(original_nice < kNice ? original_nice : kNice, kSliceNs) ||
                                  set_ordinary(original_nice, kSliceNs);
 }

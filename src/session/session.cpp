@@ -74,6 +74,11 @@ std::pair<int, python::Runtime> find_started_python(Command& command, Signals& s
     }
 }
 
+Promptness promptness(const Options& options) {
+    if (!options.cpu || options.rate_hz > probe::kEventRateLimitHz) return Promptness::ordinary;
+    return options.memory ? Promptness::preferred : Promptness::real_time;
+}
+
 /// One run, from attach to profile.
 class Run {
   public:
@@ -81,7 +86,7 @@ class Run {
         : options_(options),
           progress_(progress),
           loop_(options.cpu && options.rate_hz > probe::kEventRateLimitHz),
-          priority_(options.cpu && options.rate_hz <= probe::kEventRateLimitHz) {}
+          priority_(promptness(options)) {}
 
     Outcome operator()();
 
