@@ -10,6 +10,7 @@
 #include "memattach/base/error.h"
 #include "memattach/base/text.h"
 #include "memattach/base/unique_fd.h"
+#include "memattach/session/descriptor_limit.h"
 #include "memattach/session/priority.h"
 
 namespace memattach::session {
@@ -37,6 +38,7 @@ Command::Command(const std::vector<std::string>& arguments, const sigset_t& mask
         ::sigprocmask(SIG_SETMASK, &mask, nullptr);
         ::signal(SIGPIPE, SIG_DFL);
         SamplingPriority::give_up();
+        DescriptorLimit::give_up();
         ::execvp(pointers[0], pointers.data());
         const int error = errno;
         static_cast<void>(!::write(write_end.get(), &error, sizeof(error)));

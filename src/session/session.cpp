@@ -10,6 +10,7 @@
 #include "memattach/process/memory.h"
 #include "memattach/python/finder.h"
 #include "memattach/session/command.h"
+#include "memattach/session/descriptor_limit.h"
 #include "memattach/session/loop.h"
 #include "memattach/session/priority.h"
 #include "memattach/session/processes.h"
@@ -100,6 +101,7 @@ class Run {
     const Options& options_;
     const ProgressFunction& progress_;
     Signals signals_;
+    DescriptorLimit descriptors_;
     Loop loop_;
     SamplingPriority priority_;
     std::unique_ptr<Command> command_;
