@@ -45,6 +45,7 @@ struct CpuSampler::Thread {
     std::uint64_t resolved_ns = 0;
     std::optional<std::uint64_t> burned_before_ns;  ///< its CPU time when it was first looked at
     std::uint64_t samples_taken = 0;
+    double phase = 0;  ///< where in its first period the first sample is due
     bool named = false;
     bool gone = false;
 
@@ -163,12 +164,27 @@ void CpuSampler::map_states(std::uint64_t now_ns) {
     }
 }
 
+/// A thread is met in the middle of a period, wherever that is: were the first one always whole, threads that
+/// burn less than a period in their life would never be seen. This draws what is left of periods that
+/// plan_next() draws (evenly from 0.5 to 1.5 of the asked one), seen at a random time.
+std::uint64_t CpuSampler::first_period_ns() {
+    while (true) {
+        const double left = 1.5 * random_.uniform();
+        if (left > 0.5 && random_.uniform() > 1.5 - left) continue;
+        return std::max<std::uint64_t>(static_cast<std::uint64_t>(left * static_cast<double>(period_ns_)),
+                                       10'000);
+    }
+}
+
 CpuSampler::Thread* CpuSampler::add_thread(int tid) {
     if (threads_.contains(tid)) return nullptr;
     auto thread = std::make_unique<Thread>(pid_, tid);
-    thread->period_ns = period_ns_;
+    thread->period_ns = first_period_ns();
+    thread->phase = random_.uniform();
     if (perf_.allowed && !stopping_) {
-        const int error = thread->perf.open(tid, perf_options_);
+        PerfOptions options = perf_options_;
+        if (event_driven_) options.period_ns = thread->period_ns;
+        const int error = thread->perf.open(tid, options);
         if (error == ESRCH) return nullptr;
         if (error != 0) {
             ++threads_without_perf_;
@@ -177,8 +193,8 @@ CpuSampler::Thread* CpuSampler::add_thread(int tid) {
         } else if (event_driven_) {
             poller_.add(thread->perf.fd(), *this, static_cast<std::uint64_t>(tid));
             if (perf_options_.exclude_kernel) {
-                thread->next_sample_cpu_ns = period_ns_;
-                thread->check_ns = base::monotonic_ns() + period_ns_ + kHiddenSlackNs;
+                thread->next_sample_cpu_ns = thread->period_ns;
+                thread->check_ns = base::monotonic_ns() + thread->period_ns + kHiddenSlackNs;
                 next_check_ns_ = std::min(next_check_ns_, thread->check_ns);
             }
         }
@@ -418,7 +434,9 @@ bool CpuSampler::has_burned(Thread& thread) {
     if (!burned) return true;  // a kernel without CONFIG_SCHED_INFO
     if (!thread.burned_before_ns) thread.burned_before_ns = *burned;
     const std::uint64_t since = *burned - *thread.burned_before_ns;
-    if (since < thread.samples_taken * period_ns_) return false;
+    const double due =
+        (static_cast<double>(thread.samples_taken) + thread.phase) * static_cast<double>(period_ns_);
+    if (static_cast<double>(since) < due) return false;
     // A thread whose moments on a CPU fell between ticks must not catch up on them in a row later.
     thread.samples_taken = std::max(thread.samples_taken + 1, since / period_ns_);
     return true;
