@@ -24,10 +24,9 @@ int main(int argc, char** argv) {
         const double took_ms = static_cast<double>(base::monotonic_ns() - begin_ns) / 1e6;
         fmt::print("malloc {}\nobject {}\ntook_ms {:.1f}\n", map.malloc_name, map.object_name, took_ms);
         for (const probe::Site& site : map.sites) {
-            fmt::print("site {} {} {} {:#x} limit={} padding={} {}\n",
-                       kGroups[static_cast<int>(site.group)], site.symbol,
-                       kKinds[static_cast<int>(site.kind)], site.address.value(), site.limit_bytes,
-                       site.padding_bytes, site.module);
+            fmt::print("site {} {} {} {:#x} limit={} padding={} {}\n", kGroups[static_cast<int>(site.group)],
+                       site.symbol, kKinds[static_cast<int>(site.kind)], site.address.value(),
+                       site.limit_bytes, site.padding_bytes, site.module);
         }
         for (const probe::Redirect& r : map.redirects)
             fmt::print("redirect {:#x} {:#x} {:#x}\n", r.slot.value(), r.original, r.alias);

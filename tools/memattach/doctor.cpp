@@ -101,7 +101,13 @@ std::vector<Ability> abilities(const Privileges& mine, const Trial& trial,
     if (!trial.perf.empty()) split = {split.name, false, trial.perf, perf_fix(mine)};
     all.push_back(split);
 
-    Ability trace{"stopping threads (memory, --blocking, --native)", true, "ptrace", ""};
+    all.push_back({"native frames (--native)", trial.perf.empty() || trial.trace.empty(),
+                   trial.perf.empty()    ? "perf's registers and stack, without a stop"
+                   : trial.trace.empty() ? "stops a thread for microseconds a sample"
+                                         : trial.trace,
+                   perf_fix(mine)});
+
+    Ability trace{"stopping threads (memory, --blocking)", true, "ptrace", ""};
     if (refusal) {
         trace = {trace.name, false, refusal->why, refusal->fix};
     } else if (!trial.trace.empty()) {

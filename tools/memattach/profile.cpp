@@ -97,8 +97,8 @@ int run_profile(const ProfileCommand& command) {
         require_target(*options.pid);
         if (options.memory) {
             require_untraced(*options.pid, "use --cpu, which traces nothing");
-        } else if (options.blocking || options.native) {
-            require_untraced(*options.pid, "leave out --blocking and --native");
+        } else if (options.blocking) {
+            require_untraced(*options.pid, "leave out --blocking");
         }
     }
     Outputs outputs(options, command.metric);
