@@ -158,7 +158,7 @@ void ProfileParser::add_measure(CLI::App& app) {
     app.add_flag("-g,--gil", o.gil_only, "Count only samples that hold the GIL")->group(group);
     app.add_flag("-i,--idle", o.idle, "Count waiting threads too")->group(group);
     app.add_flag("-n,--native", o.native,
-                 "Show the native frames too (where perf is refused this stops a thread for microseconds)")
+                 "Show the native frames too; without perf this stops threads briefly")
         ->group(group);
     app.add_flag("-t,--threads", o.threads, "Split by thread")->group(group);
 }
