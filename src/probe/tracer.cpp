@@ -297,6 +297,10 @@ bool Tracer::take_null_trap(pid_t tid, std::uint64_t address, user_regs_struct& 
     const auto after_ns = thread_time_ns(pid_, tid);
     if (before_ns && after_ns) client_.on_null_trap(*after_ns - *before_ns, back_ns - go_ns);
     latency_ns_ = latency_ns_ == 0 ? back_ns - go_ns : (7 * latency_ns_ + (back_ns - go_ns)) / 8;
+    // That was a stop of its own; the hit begins here.
+    ++stats_.stops;
+    stats_.stopped_ns += go_ns - stop_start_ns_ + latency_ns_;
+    stop_start_ns_ = back_ns;
     return true;
 }
 
