@@ -49,9 +49,9 @@ struct CpuSampler::Thread {
     bool named = false;
     bool gone = false;
 
-    // Event-driven: the period that the kernel has, and when it was drawn.
+    // Event-driven: the period that the kernel has, and for how many samples.
     std::uint64_t period_ns = 0;
-    std::uint64_t drawn_ns = 0;
+    std::uint64_t samples_since_drawn = 0;
     // Event-driven, user side only: where on its CPU clock the next sample is due, and when to look.
     std::uint64_t next_sample_cpu_ns = 0;
     std::uint64_t check_ns = kNever;
@@ -292,8 +292,10 @@ void CpuSampler::serve_event(int tid) {
 void CpuSampler::plan_next(Thread& thread, const PerfSample& last) {
     const std::uint64_t now = base::monotonic_ns();
     std::uint64_t due_cpu_ns = last.cpu_ns + thread.period_ns;
-    if (now - thread.drawn_ns >= kRedrawNs) {
-        thread.drawn_ns = now;
+    // After a number of samples, not after a time: a time would hold more of the short periods, and so too
+    // many samples.
+    if (++thread.samples_since_drawn * period_ns_ >= kRedrawNs) {
+        thread.samples_since_drawn = 0;
         const std::uint64_t since = std::min(now - last.time_ns, period_ns_ / 4);
         thread.period_ns =
             static_cast<std::uint64_t>(static_cast<double>(period_ns_) * (0.5 + random_.uniform()));
