@@ -516,6 +516,7 @@ void AllocProbe::publish_figures() {
     out.hit_cpu_ns.store(static_cast<std::uint64_t>(figures.hit_cpu_ns), std::memory_order_relaxed);
     out.windows.store(figures.windows, std::memory_order_relaxed);
     out.cut_windows.store(figures.cut_windows, std::memory_order_relaxed);
+    out.dense_windows.store(figures.dense_windows, std::memory_order_relaxed);
     out.overhead.store(figures.overhead, std::memory_order_relaxed);
     out.coverage_malloc.store(figures.coverage_malloc, std::memory_order_relaxed);
     out.coverage_object.store(figures.coverage_object, std::memory_order_relaxed);

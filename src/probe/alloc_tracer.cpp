@@ -214,6 +214,11 @@ AllocTracerStats AllocTracer::stats() const {
         out.notes.push_back(fmt::format(
             "the tracing process was killed; {} places in the target were repaired", process_->repaired()));
     }
+    if (2 * figures.dense_windows.load() > figures.windows.load()) {
+        out.notes.push_back(
+            "it allocates faster than breakpoints can follow: bytes are rough, and lines are best compared "
+            "with each other");
+    }
     if (const auto lost = figures.lost_returns.load(); lost != 0) {
         out.notes.push_back(fmt::format("{} sampled allocations were not seen to return", lost));
     }

@@ -45,8 +45,8 @@ constexpr double kMeasuredSpread = 0.03;
 constexpr double kCostOffNs = 700;
 /// Marks one that waits for the next that can be measured.
 constexpr double kUnmeasured = -1;
-constexpr double kGuessedSpread = 0.1;
-constexpr double kUnknownSpread = 1;
+constexpr double kGuessedSpread = 1;
+constexpr double kUnknownSpread = 3;
 constexpr std::size_t kMostWaiting = 8;
 /// No program allocates faster for long.
 constexpr double kShortestGapNs = 30;
@@ -269,6 +269,7 @@ void Schedule::release_waiting() {
 void Schedule::close_window(Moment now, double length, bool cut, double spread) {
     phase_ = Phase::after_window;
     if (cut) ++cut_windows_;
+    if (dense_) ++dense_windows_;
     length = std::max(length, 1.0);
     dense_ = false;
     const double hits = static_cast<double>(window_hits_);
@@ -427,6 +428,7 @@ Schedule::Figures Schedule::figures(Moment now) const {
     f.windows = window_id_;
     f.cut_windows = cut_windows_;
     f.measured_windows = measured_windows_;
+    f.dense_windows = dense_windows_;
     return f;
 }
 

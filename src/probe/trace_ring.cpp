@@ -39,7 +39,7 @@ bool TraceRing::write(const TraceEvent& event, std::span<const python::RawFrame>
     const RecordHeader header{static_cast<std::uint32_t>(bytes), static_cast<std::uint32_t>(count)};
     std::memcpy(out, &header, sizeof header);
     std::memcpy(out + sizeof header, &event, sizeof event);
-    std::memcpy(out + kFixedBytes, frames.data(), count * sizeof(python::RawFrame));
+    if (count > 0) std::memcpy(out + kFixedBytes, frames.data(), count * sizeof(python::RawFrame));
     head_.store(head + bytes, std::memory_order_release);
     return true;
 }

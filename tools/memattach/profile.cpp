@@ -95,6 +95,9 @@ int run_profile(const ProfileCommand& command) {
     }
     if (options.pid) {
         require_target(*options.pid);
+        if (options.memory && options.blocking) {
+            base::throw_error("--blocking traces the process, and so does memory accounting: add --cpu");
+        }
         if (options.memory) {
             require_untraced(*options.pid, "use --cpu, which traces nothing");
         } else if (options.blocking) {

@@ -145,6 +145,7 @@ class Schedule {
         std::uint64_t windows = 0;
         std::uint64_t cut_windows = 0;       ///< ended early to protect the target
         std::uint64_t measured_windows = 0;  ///< whose own time the program's progress told
+        std::uint64_t dense_windows = 0;     ///< with hits too dense for the CPU clock to tell their time
     };
     [[nodiscard]] Figures figures(Moment now) const;
 
@@ -222,6 +223,7 @@ class Schedule {
     double dense_hits_ = 64;
     double armed_cpu_ns_ = 0;
     std::uint64_t measured_windows_ = 0;
+    std::uint64_t dense_windows_ = 0;
     struct Waiting {
         trace::Window window;
         double hits;

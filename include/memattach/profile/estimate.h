@@ -93,6 +93,11 @@ class SampleSum {
 
     double value_ = 0;
     double kept_variance_ = 0;  ///< of samples outside of windows
+    /// Those samples' own sizes, by kind: how large a block of this row is that no window happened to meet.
+    struct Seen {
+        double bytes = 0, count = 0;
+    };
+    std::array<Seen, kAllocKinds> unwindowed_;
     std::uint64_t samples_ = 0;
     std::array<std::unique_ptr<Windowed>, kAllocKinds> windowed_;
 };

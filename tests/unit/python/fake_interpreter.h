@@ -184,7 +184,7 @@ class FakeInterpreter {
     base::Address add_bytes_object(const std::vector<std::byte>& content, std::uint64_t claimed_size) {
         std::vector<std::byte> bytes(32 + content.size());
         std::memcpy(bytes.data() + 16, &claimed_size, 8);
-        std::memcpy(bytes.data() + 32, content.data(), content.size());
+        if (!content.empty()) std::memcpy(bytes.data() + 32, content.data(), content.size());
         const base::Address at = next_object();
         memory.fake.map(at, std::move(bytes));
         return at;
