@@ -216,8 +216,9 @@ AllocTracerStats AllocTracer::stats() const {
     }
     if (2 * figures.dense_windows.load() > figures.windows.load()) {
         out.notes.push_back(
-            "it allocates faster than breakpoints can follow: bytes are rough, and lines are best compared "
-            "with each other");
+            "it allocates faster than breakpoints can follow: bytes are rough, and rare large blocks may "
+            "have "
+            "been missed");
     }
     if (const auto lost = figures.lost_returns.load(); lost != 0) {
         out.notes.push_back(fmt::format("{} sampled allocations were not seen to return", lost));
