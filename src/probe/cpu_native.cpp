@@ -43,7 +43,19 @@ trace::Stack NativeFrames::merge(const std::array<std::uint64_t, kPerfRegisterCo
     const auto loops =
         std::count_if(native_.begin(), native_.end(), [](const auto& f) { return f.eval_loop; });
     ++merged_;
-    if (loops != std::count(entries.begin(), entries.end(), true)) ++mismatched_;
+    const auto runs = std::count(entries.begin(), entries.end(), true);
+    if (native_.size() >= kMaxNativeFrames && loops < runs) {
+        // The outer end of the native stack is missing: match them at the inner ends, and the Python frames
+        // further out stand for themselves.
+        std::size_t end = 0;
+        for (auto left = loops; left > 0; ++end) left -= entries[end] ? 1 : 0;
+        const auto at = static_cast<std::ptrdiff_t>(end);
+        trace::Stack merged =
+            merge_stacks(native_, python.first(end), {entries.begin(), entries.begin() + at});
+        merged.insert(merged.end(), python.begin() + at, python.end());
+        return merged;
+    }
+    if (loops != runs) ++mismatched_;
     return merge_stacks(native_, python, entries);
 }
 
