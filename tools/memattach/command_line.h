@@ -27,6 +27,7 @@ struct ReportCommand {
 /// `memattach dump -p PID`
 struct DumpCommand {
     int pid = 0;
+    bool native = false;  ///< the native frames too, for which each thread is stopped for a moment
     bool json = false;
     bool no_color = false;
 };

@@ -1,18 +1,26 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <exception>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "commands.h"
 #include "memattach/base/error.h"
 #include "memattach/base/text.h"
+#include "memattach/probe/brief_stop.h"
+#include "memattach/probe/cpu_native.h"
 #include "memattach/process/memory.h"
 #include "memattach/process/proc.h"
 #include "memattach/python/finder.h"
 #include "memattach/python/reader.h"
+#include "memattach/session/priority.h"
 #include "memattach/session/source_lines.h"
 #include "memattach/session/target.h"
 #include "output_file.h"
@@ -27,8 +35,22 @@ namespace {
 /// worse than one that takes a millisecond.
 constexpr int kTries = 200;
 
+/// What the stack of one thread takes from the process: bounds how long a stop lasts.
+constexpr std::size_t kMaxStackBytes = 256 << 10;
+
+/// After so many threads that didn't come to a stop (each is waited for a twentieth of a second) no other one
+/// is asked to.
+constexpr int kMaxLate = 10;
+
+/// Of a thread that was stopped for a moment, what its native frames are unwound from once it runs again.
+struct NativeLook {
+    probe::StoppedRegisters registers;
+    std::vector<std::byte> stack;  ///< from the stack pointer up
+    std::vector<bool> entries;     ///< CodeCache::entries() of the Python frames
+};
+
 struct DumpedThread {
-    int tid = 0;
+    int tid = 0;  ///< 0 where it can't be told
     std::string name;
     Activity activity;
     bool python = false;
@@ -36,65 +58,215 @@ struct DumpedThread {
     bool torn = false;  ///< it moved while it was read: the innermost frames may mix two moments
     std::int64_t interpreter_id = 0;
     trace::Stack stack;
+    std::optional<NativeLook> native;
+    std::string note;  ///< why its native frames are missing or uncertain
 };
 
-/// What is known of a process at one moment, without stopping it.
+/// What --native cost the process. Its threads are stopped one at a time.
+struct Stops {
+    int threads = 0;
+    std::uint64_t longest_ns = 0, total_ns = 0;
+};
+
+/// What is known of a process at one moment, without stopping it (but for --native).
 struct Dump {
     profile::Target target;
     std::vector<DumpedThread> threads;
     trace::FunctionTable functions;
     trace::LossCounts losses;
+    std::optional<Stops> stops;
 };
 
-void read_python_threads(Dump& dump, int pid, const python::Runtime& runtime) {
-    const process::LiveMemory memory(pid);
-    python::StackReader reader(memory, runtime, pid);
-    python::CodeCache codes(memory, runtime, dump.functions);
-    for (const python::ThreadState& state : reader.threads()) {
-        auto thread = std::find_if(dump.threads.begin(), dump.threads.end(),
-                                   [&](const DumpedThread& t) { return t.tid == state.tid; });
-        if (thread == dump.threads.end()) {
-            // Its thread has ended, or its id can't be told: the stack is worth showing all the same.
-            dump.threads.emplace_back();
-            thread = std::prev(dump.threads.end());
-            thread->tid = state.tid;
-        }
-        // One right after the other: what it waits in belongs to the stack.
+/// Looks at one thread after the other.
+class ThreadLooks {
+  public:
+    ThreadLooks(Dump& dump, int pid, const python::Runtime& runtime)
+        : dump_(dump),
+          pid_(pid),
+          memory_(pid),
+          reader_(memory_, runtime, pid),
+          codes_(memory_, runtime, dump.functions) {}
+
+    void look_at_all(bool native);
+
+  private:
+    using States = std::vector<python::ThreadState>;
+    struct Walk {
+        python::ThreadState state;
         python::RawStack raw;
-        python::WalkStatus status = reader.walk(state.address, raw);
-        for (int i = 0; i < kTries && status == python::WalkStatus::torn; ++i)
-            status = reader.walk(state.address, raw);
-        thread->activity = thread_activity(pid, thread->tid);
-        if (status == python::WalkStatus::gone) continue;
-        thread->python = true;
-        thread->interpreter_id = state.interpreter_id;
-        thread->torn = status == python::WalkStatus::torn;
-        if (reader.gil_holder() == state.address) {
+        python::WalkStatus status = python::WalkStatus::gone;
+        bool holds_gil = false;
+    };
+
+    std::vector<Walk> walk(const States& states, bool stopped);
+    std::vector<Walk> walk_stopped(DumpedThread& thread, const States& states);
+    void take(DumpedThread& thread, const std::vector<Walk>& walks);
+
+    Dump& dump_;
+    int pid_;
+    process::LiveMemory memory_;
+    python::StackReader reader_;
+    python::CodeCache codes_;
+    probe::BriefStops stops_;
+    int late_ = 0;
+    std::vector<std::byte> bytes_;
+};
+
+std::vector<ThreadLooks::Walk> ThreadLooks::walk(const States& states, bool stopped) {
+    std::vector<Walk> walks;
+    for (const python::ThreadState& state : states) {
+        Walk& walk = walks.emplace_back();
+        walk.state = state;
+        walk.status = reader_.walk(state.address, walk.raw, stopped);
+        for (int i = 0; i < kTries && !stopped && walk.status == python::WalkStatus::torn; ++i)
+            walk.status = reader_.walk(state.address, walk.raw);
+        walk.holds_gil = reader_.gil_holder() == state.address;
+    }
+    return walks;
+}
+
+/// Native and Python stack of the same moment; the Python stack alone where the thread can't be stopped.
+std::vector<ThreadLooks::Walk> ThreadLooks::walk_stopped(DumpedThread& thread, const States& states) {
+    if (thread.tid == 0) {
+        thread.note = "no native frames: which thread it is can't be told";
+        return walk(states, false);
+    }
+    if (late_ >= kMaxLate) {
+        thread.note = "no native frames: too many other threads didn't come to a stop in time";
+        return walk(states, false);
+    }
+    // New pages and a first look at a thread take time: better before the stop than in it.
+    bytes_.resize(kMaxStackBytes);
+    for (const python::ThreadState& state : states) {
+        python::RawStack seen;
+        reader_.walk(state.address, seen);
+    }
+    NativeLook look;
+    switch (stops_.stop(thread.tid, look.registers)) {
+        case probe::StopResult::stopped:
+            break;
+        case probe::StopResult::gone:
+            thread.note = "no native frames: it has ended";
+            return walk(states, false);
+        case probe::StopResult::refused:
+            thread.note = fmt::format("no native frames: it may not be stopped: {}",
+                                      base::errno_text(stops_.last_error()));
+            return walk(states, false);
+        case probe::StopResult::late:
+            ++late_;
+            thread.note = "no native frames: it didn't come to a stop in time";
+            return walk(states, false);
+    }
+    const base::Address sp(look.registers.values[probe::kPerfRegisterSp]);
+    const std::size_t size = memory_.read_up_to(sp, bytes_);
+    std::vector<Walk> walks = walk(states, true);
+    stops_.release();
+    ++dump_.stops->threads;
+    look.stack.assign(bytes_.begin(), bytes_.begin() + static_cast<std::ptrdiff_t>(size));
+    thread.native = std::move(look);
+    return walks;
+}
+
+void ThreadLooks::take(DumpedThread& thread, const std::vector<Walk>& walks) {
+    for (const Walk& walk : walks) {
+        if (walk.status == python::WalkStatus::gone) continue;
+        if (walk.holds_gil) {
             // The threads are looked at one after the other; the GIL may have been handed on meanwhile.
-            for (DumpedThread& other : dump.threads) other.holds_gil = false;
-            thread->holds_gil = true;
+            for (DumpedThread& other : dump_.threads) other.holds_gil = false;
+            thread.holds_gil = true;
         }
-        trace::Stack stack;
-        codes.resolve(raw, stack, dump.losses);
         // A thread can have states in several interpreters; the one that runs code is what is asked for.
-        if (thread->stack.empty()) thread->stack = std::move(stack);
+        if (thread.python && !thread.stack.empty()) continue;
+        thread.python = true;
+        thread.interpreter_id = walk.state.interpreter_id;
+        thread.torn = walk.status == python::WalkStatus::torn;
+        codes_.resolve(walk.raw, thread.stack, dump_.losses);
+        if (thread.native) thread.native->entries = codes_.entries();
     }
 }
 
-Dump take_dump(int pid) {
+void ThreadLooks::look_at_all(bool native) {
+    std::map<int, States> states;
+    std::vector<States> others;
+    for (const python::ThreadState& state : reader_.threads()) {
+        if (state.tid == 0) {
+            others.push_back({state});
+        } else {
+            states[state.tid].push_back(state);
+        }
+    }
+    for (const auto& [tid, of_thread] : states) {
+        // Its thread is new, or has ended: the stack is worth showing all the same.
+        if (std::none_of(dump_.threads.begin(), dump_.threads.end(),
+                         [tid = tid](const DumpedThread& thread) { return thread.tid == tid; }))
+            dump_.threads.emplace_back().tid = tid;
+    }
+    const std::size_t known = dump_.threads.size();
+    dump_.threads.resize(known + others.size());
+    for (std::size_t i = 0; i < dump_.threads.size(); ++i) {
+        DumpedThread& thread = dump_.threads[i];
+        const States& of_thread = i < known ? states[thread.tid] : others[i - known];
+        thread.name = thread_name(pid_, thread.tid);
+        std::vector<Walk> walks;
+        if (native) {
+            // First, as it would tell of the stop.
+            thread.activity = thread_activity(pid_, thread.tid);
+            walks = walk_stopped(thread, of_thread);
+        } else {
+            // One right after the other: what it waits in belongs to the stack.
+            walks = walk(of_thread, false);
+            thread.activity = thread_activity(pid_, thread.tid);
+        }
+        take(thread, walks);
+    }
+    if (native) {
+        dump_.stops->longest_ns = stops_.longest_ns();
+        dump_.stops->total_ns = stops_.total_ns();
+    }
+}
+
+/// Threads that were asked to stop and didn't are waited for by nobody. So it is a thread of ours that asks:
+/// when it ends, the kernel takes back what it asked for, and lets go who stopped meanwhile (ptrace(2),
+/// "Death of tracer").
+void look_with_stops(Dump& dump, int pid, const python::Runtime& runtime) {
+    std::exception_ptr failure;
+    std::thread([&] {
+        try {
+            // Who holds a thread must not wait for a CPU meanwhile.
+            const session::SamplingPriority priority(session::Promptness::real_time);
+            ThreadLooks(dump, pid, runtime).look_at_all(true);
+        } catch (...) {
+            failure = std::current_exception();
+        }
+    }).join();
+    if (failure) std::rethrow_exception(failure);
+}
+
+void add_native_frames(Dump& dump, int pid, const python::Runtime& runtime) {
+    const process::LiveMemory memory(pid);
+    probe::NativeFrames frames(pid, runtime, memory, dump.functions);
+    for (DumpedThread& thread : dump.threads) {
+        if (!thread.native) continue;
+        const std::uint64_t mismatched = frames.mismatched();
+        thread.stack = frames.merge(thread.native->registers.values, thread.native->stack, thread.stack,
+                                    thread.native->entries);
+        if (frames.mismatched() > mismatched)
+            thread.note = "native and Python frames don't match one to one: where they belong is a guess";
+    }
+}
+
+Dump take_dump(int pid, bool native) {
     Dump dump;
     const process::LiveMemory memory(pid);
     const python::Runtime runtime = python::find_runtime(pid, memory);
     dump.target = session::describe_target(pid, runtime);
-    for (const int tid : process::list_threads(pid)) {
-        DumpedThread thread;
-        thread.tid = tid;
-        thread.name = thread_name(pid, tid);
-        dump.threads.push_back(std::move(thread));
-    }
-    read_python_threads(dump, pid, runtime);
-    for (DumpedThread& thread : dump.threads) {
-        if (!thread.python) thread.activity = thread_activity(pid, thread.tid);
+    for (const int tid : process::list_threads(pid)) dump.threads.emplace_back().tid = tid;
+    if (native) {
+        dump.stops.emplace();
+        look_with_stops(dump, pid, runtime);
+        add_native_frames(dump, pid, runtime);
+    } else {
+        ThreadLooks(dump, pid, runtime).look_at_all(false);
     }
     return dump;
 }
@@ -109,16 +281,22 @@ class Renderer {
                         base::printable(dump.target.python), base::printable(dump.target.exe));
         std::size_t native = 0;
         for (const DumpedThread& thread : dump.threads) {
-            if (!thread.python) {
+            if (!thread.python && !dump.stops) {
                 ++native;
                 continue;
             }
             out += "\n" + heading(thread) + "\n";
+            if (!thread.note.empty()) out += fmt::format("    ({})\n", thread.note);
             for (const trace::Frame& frame : thread.stack) out += line(dump, frame, source);
-            if (thread.stack.empty()) out += "    (runs no Python code now)\n";
+            if (thread.python && thread.stack.empty()) out += "    (runs no Python code now)\n";
         }
         if (native > 0)
             out += fmt::format("\n{} more thread{} without Python\n", native, native == 1 ? "" : "s");
+        if (dump.stops)
+            out +=
+                fmt::format("\n{} thread{} stopped for the native frames, one at a time, for {} µs at most\n",
+                            dump.stops->threads, dump.stops->threads == 1 ? "" : "s",
+                            (dump.stops->longest_ns + 999) / 1000);
         return out;
     }
 
@@ -159,6 +337,20 @@ nlohmann::ordered_json or_null(const std::string& text) {
     return base::valid_utf8(text);
 }
 
+const char* kind_name(trace::FunctionKind kind) {
+    switch (kind) {
+        case trace::FunctionKind::python:
+            return "python";
+        case trace::FunctionKind::native:
+            return "native";
+        case trace::FunctionKind::kernel:
+            return "kernel";
+        case trace::FunctionKind::marker:
+            break;
+    }
+    return "marker";
+}
+
 std::string to_json(const Dump& dump, int pid) {
     nlohmann::ordered_json root;
     root["schema"] = "memattach.dump/1";
@@ -166,6 +358,11 @@ std::string to_json(const Dump& dump, int pid) {
                       {"command", base::valid_utf8(dump.target.command)},
                       {"python", base::valid_utf8(dump.target.python)},
                       {"exe", base::valid_utf8(dump.target.exe)}};
+    root["stops"] = nullptr;
+    if (dump.stops)
+        root["stops"] = {{"threads", dump.stops->threads},
+                         {"longest_ns", dump.stops->longest_ns},
+                         {"total_ns", dump.stops->total_ns}};
     root["threads"] = nlohmann::ordered_json::array();
     for (const DumpedThread& thread : dump.threads) {
         nlohmann::ordered_json one;
@@ -179,11 +376,13 @@ std::string to_json(const Dump& dump, int pid) {
         one["torn"] = thread.torn;
         one["interpreter"] =
             thread.python ? nlohmann::ordered_json(thread.interpreter_id) : nlohmann::ordered_json();
+        one["note"] = or_null(thread.note);
         one["frames"] = nlohmann::ordered_json::array();
         for (const trace::Frame& frame : thread.stack) {
             const trace::Function& function = dump.functions.at(frame.function);
             one["frames"].push_back(
-                {{"function", base::valid_utf8(function.name)},
+                {{"kind", kind_name(function.kind)},
+                 {"function", base::valid_utf8(function.name)},
                  {"file", base::valid_utf8(function.file)},
                  {"line", frame.line > 0 ? nlohmann::ordered_json(frame.line) : nlohmann::ordered_json()}});
         }
@@ -197,7 +396,7 @@ std::string to_json(const Dump& dump, int pid) {
 int run_dump(const DumpCommand& command) {
     require_target(command.pid);
     OutputFile out("-");
-    const Dump dump = take_dump(command.pid);
+    const Dump dump = take_dump(command.pid, command.native);
     if (command.json) {
         out.write(to_json(dump, command.pid));
     } else {

@@ -185,6 +185,9 @@ TEST_CASE("dump and doctor") {
     const auto dump = std::get<DumpCommand>(parse_command_line({"dump", "-p", "7", "--json"}));
     CHECK(dump.pid == 7);
     CHECK(dump.json);
+    CHECK_FALSE(dump.native);
+    CHECK(std::get<DumpCommand>(parse_command_line({"dump", "-p", "7", "-n"})).native);
+    has(refusal({"doctor", "-n"}), "-n");
     const auto doctor = std::get<DoctorCommand>(parse_command_line({"doctor"}));
     CHECK(!doctor.pid);
     CHECK(std::get<DoctorCommand>(parse_command_line({"doctor", "-p", "7"})).pid == 7);

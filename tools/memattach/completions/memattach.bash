@@ -42,7 +42,8 @@ _memattach() {
     esac
     local outputs="--cli --html --json --speedscope --collapsed --metric --outfile --reduced-profile --quiet --no-color"
     case $command in
-    dump | doctor) COMPREPLY=($(compgen -W "--pid --json --no-color --help" -- "$current")) ;;
+    dump) COMPREPLY=($(compgen -W "--pid --native --json --no-color --help" -- "$current")) ;;
+    doctor) COMPREPLY=($(compgen -W "--pid --json --no-color --help" -- "$current")) ;;
     report)
         if [[ $current == -* ]]; then
             COMPREPLY=($(compgen -W "$outputs --help" -- "$current"))

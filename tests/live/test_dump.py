@@ -1,0 +1,123 @@
+"""`memattach dump --native`: the native frames on top of the Python frames that called them, and nobody harmed by it."""
+
+import os
+import re
+import signal
+import time
+
+from harness import LiveTest, each_python, main, wounds
+
+
+def state(pid, tid):
+    with open(f"/proc/{pid}/task/{tid}/stat", encoding="utf-8", errors="replace") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
+class NativeDump(LiveTest):
+    def dump(self, target, name="waiter"):
+        """On a machine that is busy a thread may not get a CPU to come to a stop on: until `name` does."""
+        for _ in range(50):
+            dump = self.memattach("dump", "-p", target.pid, "-n", "--json").json
+            threads = {t["tid"]: t for t in dump["threads"]}
+            if "in time" not in (threads[target.truth["threads"][name]]["note"] or ""):
+                return dump, threads
+        self.fail(f"{name} never came to a stop: {dump}")
+
+    def inside(self, thread, name):
+        """The native frames inside of the innermost Python frame, which is to be of function `name`."""
+        for i, frame in enumerate(thread["frames"]):
+            if frame["kind"] == "python":
+                self.assertEqual(frame["function"].split(".")[-1], name, thread)
+                return thread["frames"][:i]
+        self.fail(f"no Python frames: {thread}")
+
+    def assert_sleeps(self, native):
+        """In libc: in the sleep itself, or in what newer ones make system calls with (a function without a symbol)."""
+        self.assertIn("libc", native[0]["file"])
+        self.assertTrue(any(re.search("sleep|select", f["function"]) for f in native[:4]), native)
+
+    def until_inside(self, target, name, pattern):
+        """A thread that goes in and out of native code is dumped until it is caught there."""
+        for _ in range(50):
+            _, threads = self.dump(target, name)
+            frames = threads[target.truth["threads"][name]]["frames"]
+            native = frames[: next(i for i, f in enumerate(frames) if f["kind"] == "python")]
+            if any(re.search(pattern, f"{f['function']} {os.path.basename(f['file'])}") for f in native):
+                self.assertEqual([f["line"] for f in native], [None] * len(native))
+                return
+        self.fail(f"{name} was never seen in {pattern}: {frames}")
+
+    @each_python()
+    def test_what_python_called(self, python):
+        target = self.start(python, "native_waits.py")
+        dump, threads = self.dump(target)
+        self.assertEqual(set(threads), set(map(int, os.listdir(f"/proc/{target.pid}/task"))))
+        late = [t for t in dump["threads"] if t["note"] and "no native frames" in t["note"]]
+        self.assertEqual(dump["stops"]["threads"] + len(late), len(threads))
+        self.assertGreater(dump["stops"]["longest_ns"], 0)
+        waiter = threads[target.truth["threads"]["waiter"]]
+        self.assertIsNone(waiter["note"])
+        # What the interpreter was started with is left out, and so is its loop.
+        for thread in dump["threads"]:
+            self.assertFalse({"_PyEval_EvalFrameDefault", "Py_RunMain"} & {f["function"] for f in thread["frames"]})
+        native = self.inside(waiter, "waiter")
+        self.assert_sleeps(native)
+        self.until_inside(target, "packer", "deflate|zlib|libz")
+        self.until_inside(target, "hasher", "sha|hash|crypto")
+        text = self.memattach("dump", "-p", target.pid, "-n").out
+        self.assertRegex(text, r"(sleep|select) \(.*libc.*\)\n(.*\n)+ +waiter \(.*native_waits.py")
+        self.assertRegex(text, r"\n\d threads stopped for the native frames, one at a time, for \d+ µs at most\n$")
+        self.assertIsNone(self.memattach("dump", "-p", target.pid, "--json").json["stops"])
+
+    @each_python(kinds=("host",))
+    def test_a_stack_that_is_deeper_than_native_frames_are_unwound(self, python):
+        """Where each Python call is several native ones (up to 3.10), its outer end is missing."""
+        target = self.start(python, "native_waits.py")
+        _, threads = self.dump(target, "deep")
+        deep = threads[target.truth["threads"]["deep"]]
+        self.assertIsNone(deep["note"])
+        native = self.inside(deep, "deep")
+        self.assert_sleeps(native)
+        rest = deep["frames"][len(native) :]
+        self.assertEqual({f["kind"] for f in rest}, {"python"})
+        self.assertEqual([f["function"].split(".")[-1] for f in rest].count("deep"), 401)
+
+    @each_python(kinds=("host",))
+    def test_a_stopped_process_stays_stopped(self, python):
+        target = self.start(python, "native_waits.py")
+        os.kill(target.pid, signal.SIGSTOP)
+        os.waitpid(target.pid, os.WUNTRACED)
+        dump, threads = self.dump(target)
+        self.assertEqual({t["state"] for t in dump["threads"]}, {"stopped"})
+        self.assert_sleeps(self.inside(threads[target.truth["threads"]["waiter"]], "waiter"))
+        # Who is let go wakes up to stop again.
+        for tid in os.listdir(f"/proc/{target.pid}/task"):
+            while state(target.pid, tid) != "T":
+                time.sleep(0.001)
+        self.assertEqual(wounds(target.pid, stopped=True), [])
+        os.kill(target.pid, signal.SIGCONT)
+
+    @each_python(kinds=("host",))
+    def test_one_that_waits_uninterruptibly_has_its_python_frames(self, python):
+        target = self.start(python, "native_waits.py")
+        before = set(os.listdir(f"/proc/{target.pid}/task"))
+        fifo = f"{self.directory()}/fifo"
+        os.mkfifo(fifo)
+        target.send(f"stick {fifo}")
+        while not (new := set(os.listdir(f"/proc/{target.pid}/task")) - before):
+            time.sleep(0.001)
+        tid = int(new.pop())
+        while state(target.pid, tid) != "D":
+            time.sleep(0.001)
+        dump, threads = self.dump(target)
+        self.assertIn("didn't come to a stop", threads[tid]["note"])
+        self.assertEqual({f["kind"] for f in threads[tid]["frames"]}, {"python"})
+        self.assertEqual(threads[tid]["frames"][0]["line"], target.lines["stuck"])
+        self.assert_sleeps(self.inside(threads[target.truth["threads"]["waiter"]], "waiter"))
+        self.assertIn("    (no native frames: it didn't", self.memattach("dump", "-p", target.pid, "-n").out)
+        self.assertEqual(wounds(target.pid), [])
+        os.close(os.open(fifo, os.O_WRONLY))
+
+
+if __name__ == "__main__":
+    main()
