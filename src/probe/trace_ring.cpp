@@ -62,7 +62,8 @@ bool TraceRing::read(TraceEvent& event, std::vector<python::RawFrame>& frames) {
         const std::byte* in = data_.data() + tail % kBytes;
         std::memcpy(&event, in + sizeof header, sizeof event);
         frames.resize(header.frames);
-        std::memcpy(frames.data(), in + kFixedBytes, header.frames * sizeof(python::RawFrame));
+        if (!frames.empty())
+            std::memcpy(frames.data(), in + kFixedBytes, frames.size() * sizeof(python::RawFrame));
         tail_.store(tail + header.bytes, std::memory_order_release);
         return true;
     }
