@@ -15,6 +15,7 @@
 
 #include "memattach/base/clock.h"
 #include "memattach/base/error.h"
+#include "memattach/process/proc.h"
 #include "tracer_task.h"
 
 namespace memattach::probe {
@@ -272,6 +273,18 @@ void Tracer::handle_breakpoint(pid_t tid, Thread& thread, user_regs_struct& regs
     follow_cpu(tid, stop_start_ns_);
 }
 
+/// waitpid for one thread that is about to stop. Where its whole process is killed first, a leader's end
+/// isn't told before its other threads have been waited for (kernel/exit.c, delay_group_leader()), which only
+/// run() does: the timer's signal ends the wait then, and −1 is returned.
+pid_t Tracer::wait_for(pid_t tid, int& status) {
+    while (true) {
+        const pid_t waited = waitpid(tid, &status, __WALL);
+        if (waited >= 0 || errno != EINTR) return waited;
+        const auto stat = process::read_stat(tid);
+        if (!stat || stat->state == 'Z' || stat->state == 'X') return -1;
+    }
+}
+
 /// Sends the thread back onto the breakpoint. False where something else came in between and has been
 /// handled: the hit will come again.
 bool Tracer::take_null_trap(pid_t tid, std::uint64_t address, user_regs_struct& regs) {
@@ -281,10 +294,7 @@ bool Tracer::take_null_trap(pid_t tid, std::uint64_t address, user_regs_struct& 
     const std::uint64_t go_ns = base::monotonic_ns();
     if (ptrace(PTRACE_CONT, tid, nullptr, nullptr) != 0) return false;
     int status = 0;
-    pid_t waited = 0;
-    do {
-        waited = waitpid(tid, &status, __WALL);
-    } while (waited < 0 && errno == EINTR);
+    const pid_t waited = wait_for(tid, status);
     const std::uint64_t back_ns = base::monotonic_ns();
     if (waited != tid) return false;
     siginfo_t info{};
@@ -327,10 +337,7 @@ bool Tracer::step(pid_t tid, Thread& thread, Breakpoint& breakpoint, std::uint64
     for (int tries = 0; tries < 16; ++tries) {
         if (ptrace(PTRACE_SINGLESTEP, tid, nullptr, nullptr) != 0) break;
         int status = 0;
-        pid_t waited = 0;
-        do {
-            waited = waitpid(tid, &status, __WALL);
-        } while (waited < 0 && errno == EINTR);
+        const pid_t waited = wait_for(tid, status);
         if (waited != tid || !WIFSTOPPED(status)) {
             plant_again();
             if (waited == tid) handle(tid, status);

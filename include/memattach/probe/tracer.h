@@ -139,6 +139,7 @@ class Tracer {
     void handle(pid_t tid, int status);
     void handle_signal_stop(pid_t tid, Thread& thread, int signal);
     void handle_breakpoint(pid_t tid, Thread& thread, user_regs_struct& regs);
+    static pid_t wait_for(pid_t tid, int& status);
     bool take_null_trap(pid_t tid, std::uint64_t address, user_regs_struct& regs);
     bool step(pid_t tid, Thread& thread, Breakpoint& breakpoint, std::uint64_t address);
     void handle_unknown(pid_t tid, int status);
