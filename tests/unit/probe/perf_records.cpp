@@ -23,8 +23,10 @@ class RecordBytes {
     }
     template <typename T>
     RecordBytes& put(const T& value) {
-        const auto* from = reinterpret_cast<const std::byte*>(&value);
-        bytes_.insert(bytes_.end(), from, from + sizeof(T));
+        // Not insert(): optimised, gcc 12 takes it for an overflow.
+        const std::size_t at = bytes_.size();
+        bytes_.resize(at + sizeof(T));
+        std::memcpy(bytes_.data() + at, &value, sizeof(T));
         return *this;
     }
     std::vector<std::byte> done() {
