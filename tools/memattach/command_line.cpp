@@ -349,8 +349,7 @@ Command parse_command_line(const std::vector<std::string>& arguments) {
     DumpCommand dump;
     CLI::App* dump_app = app.add_subcommand("dump", "Print what every thread of a process is doing now");
     add_pid(*dump_app, pid, "The process");
-    dump_app->add_flag("-n,--native", dump.native,
-                       "The native frames too; stops each thread once, briefly");
+    dump_app->add_flag("-n,--native", dump.native, "The native frames too; stops each thread once, briefly");
     dump_app->add_flag("--json", dump.json, "As JSON");
     dump_app->add_flag("--no-color", dump.no_color, "No colours");
 
