@@ -88,7 +88,7 @@ class KilledHalves(Faulty):
                 self.assertEqual(wounds(target.pid), [], f"in round {round_} ({name})\n{run}")
                 self.assertIn(run.code, (0, 128 + signal.SIGINT), f"\n{run}")
             else:
-                self.assertIn(-target.process.returncode, (signal.SIGTRAP, signal.SIGSEGV, signal.SIGILL, signal.SIGABRT))
+                self.assertIn(-target.process.returncode, (signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGABRT))
                 self.assertIn(run.code, (0, 3, 128 + signal.SIGINT), f"\n{run}")
                 target = self.start_any("faults.py", "steady", expect=None)
         print(f"SIGKILL of the tracing half, {name} options: the target survived {survived} of {rounds} times", flush=True)
