@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "memattach/profile/ledger.h"
+#include "memattach/profile/profile.h"
 
 namespace memattach::profile {
 namespace {
@@ -67,7 +68,10 @@ std::vector<Ledger::Estimate> Ledger::estimate(double now_ns, const TimeSlots& s
     for (std::size_t i = 0; i < accounts_.size(); ++i) estimates[i].lifetimes = accounts_[i].lifetimes;
     for (const auto& [key, block] : blocks_) {
         const double birth = since_start(block.birth_ns);
-        const double age = std::max(0.0, now_ns - birth);
+        // A block that its window saw until the session's last moment, and no longer, may be a temporary in
+        // flight. It stands for very many: it counts with its line's chance to outlive temporaries.
+        const double age =
+            std::max(block.window != 0 ? static_cast<double>(kTemporaryNs) : 0, now_ns - birth);
         const std::uint64_t closed_ns = closed_at(block);
         const double closed = closed_ns == 0 ? age : std::max(0.0, since_start(closed_ns) - birth);
         const std::size_t table = block.kind == trace::AllocKind::object ? 1 : 0;
