@@ -105,105 +105,11 @@ void AllocProbe::start(Tracer& tracer) {
 
 void AllocProbe::finish() {
     if (!schedule_) return;
-    arm(false, false);
+    for (const auto kind : kKinds) set_armed(kind, false);
     schedule_->finish(moment(base::monotonic_ns()));
     send_windows();
     publish_figures();
     notify(base::monotonic_ns(), true);
-}
-
-Moment AllocProbe::moment(std::uint64_t now_ns) const {
-    return {now_ns, tracer_->own_time_ns()};
-}
-
-void AllocProbe::apply_plan(std::uint64_t now_ns) {
-    const std::uint64_t window = plan_.window;
-    const Moment now = moment(now_ns);
-    plan_ = schedule_->step(now);
-    if (plan_.look != 0) look(progress_[static_cast<std::size_t>(plan_.look) - 1], now.cpu_ns);
-    arm(plan_.malloc_armed, plan_.object_armed);
-    if (plan_.window != 0 && plan_.window != window) {
-        const Moment armed = moment(base::monotonic_ns());
-        schedule_->armed(armed);
-        if (!progress_[2].words.empty()) look(progress_[3], armed.cpu_ns);
-    }
-    send_windows();
-}
-
-/// Reads how far the thread that allocates most has come.
-void AllocProbe::look(ProgressSnapshot& into, std::uint64_t cpu_ns) {
-    into.cpu_ns = cpu_ns;
-    into.words.clear();
-    const base::Address state = thread_states_.find(busiest_pthread_, base::monotonic_ns());
-    if (!state.is_null()) read_progress(memory_, runtime_.layout, state, into);
-}
-
-/// For a hit of a kind that goes by windows: whether it counts. The hit that finds the window over closes it.
-bool AllocProbe::in_window(pid_t, const user_regs_struct& regs) {
-    busiest_pthread_ = regs.fs_base;
-    const Moment now = moment(base::monotonic_ns());
-    switch (schedule_->arrive(now)) {
-        case Arrival::counts:
-            return true;
-        case Arrival::ignore:
-            return false;
-        case Arrival::closing:
-            break;
-    }
-    std::optional<OwnTime> measured;
-    if (!progress_[3].words.empty()) {
-        look(progress_[4], now.cpu_ns);
-        measured = own_time_between(progress_[0], progress_[1], progress_[2], progress_[3], progress_[4],
-                                    schedule_->window_cpu_ns(now));
-    }
-    schedule_->close(now, measured);
-    for (ProgressSnapshot& snapshot : progress_) snapshot.words.clear();
-    apply_plan(base::monotonic_ns());
-    return false;
-}
-
-void AllocProbe::arm(bool malloc_group, bool object_group) {
-    set_armed(trace::AllocKind::malloc, malloc_group);
-    set_armed(trace::AllocKind::mmap, malloc_group);
-    set_armed(trace::AllocKind::object, object_group);
-}
-
-void AllocProbe::set_armed(trace::AllocKind kind, bool armed) {
-    bool& is_armed = armed_[static_cast<std::size_t>(kind)];
-    if (is_armed == armed) return;
-    is_armed = armed;
-    for (std::size_t i = 0; i < sites_.size(); ++i) {
-        const PlannedSite& planned = sites_[i];
-        if (planned.site.group != kind) continue;
-        if (!armed) {
-            tracer_->remove(planned.address);
-        } else if (!tracer_->plant(planned.address, planned.point.displaced, planned.point.original, i)) {
-            shared_.figures.plant_failures.fetch_add(1, std::memory_order_relaxed);
-        }
-    }
-    for (const Redirect& redirect : map_.redirects) {
-        if (redirect.group != kind) continue;
-        if (armed) {
-            tracer_->redirect(redirect.slot.value(), redirect.original, redirect.alias);
-        } else {
-            tracer_->undo_redirect(redirect.slot.value());
-        }
-    }
-}
-
-void AllocProbe::send_windows() {
-    for (const trace::Window& window : schedule_->take_closed()) {
-        TraceEvent event;
-        event.type = TraceEventType::window;
-        event.kind = window.kind;
-        event.window = window.id;
-        event.time_ns = window.start_ns;
-        event.address = window.end_ns;
-        event.own_ns = window.own_ns;
-        event.span_own_ns = window.span_own_ns;
-        event.own_spread = window.own_spread;
-        send(event, {});
-    }
 }
 
 std::uint64_t AllocProbe::on_time(std::uint64_t now_ns, bool& keep_running) {
@@ -226,7 +132,7 @@ bool AllocProbe::wants_null_trap() {
 }
 
 void AllocProbe::on_null_trap(std::uint64_t thread_ns, std::uint64_t wall_ns) {
-    schedule_->null_trap(thread_ns, wall_ns);
+    schedule_->null_trap(hit_.kind, thread_ns, wall_ns);
 }
 
 void AllocProbe::on_resumed(std::uint64_t stopped_ns, bool hit) {
@@ -235,7 +141,7 @@ void AllocProbe::on_resumed(std::uint64_t stopped_ns, bool hit) {
         hit_.stopped_ns = stopped_ns;
         schedule_->hit(hit_);
     } else {
-        schedule_->other_stop(stopped_ns);
+        schedule_->other_stop(hit_.kind, stopped_ns);
     }
     hit_counts_ = false;
 }
@@ -273,7 +179,7 @@ void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& 
     drop_stale(thread, slot);
     const LastHit last = thread.last;
     thread.last = {index, slot, 0};
-    if (schedule_->is_windowed(site.group) && !in_window(tid, regs)) {
+    if (schedule_->group(site.group).is_windowed() && !in_window(site.group, regs)) {
         hit_counts_ = false;
         return;
     }
@@ -301,7 +207,7 @@ void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& 
         const std::uint64_t old = argument(site.args.old, regs);
         if (live_.count(old) != 0 || live_mappings_.count(old) != 0) call.old = old;
     }
-    const double sampling_bytes = schedule_->sampling_bytes(site.group);
+    const double sampling_bytes = schedule_->group(site.group).sampling_bytes();
     if (!elsewhere) {
         hit_.size_bytes = size;
         call.kept = (size != 0 || site.kind == SiteKind::allocate) && sampler_.keep(size, sampling_bytes);
@@ -328,7 +234,7 @@ void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& 
     call.event.time_ns = tracer_->stop_start_ns();
     call.event.size_bytes = size;
     call.event.sampling_bytes = sampling_bytes;
-    call.event.window = schedule_->is_windowed(site.group) ? plan_.window : 0;
+    call.event.window = plan_.of(site.group).window;
     call.event.caller = *return_address;
     begin_call(tid, index, regs, std::move(call));
 }
@@ -393,6 +299,7 @@ void AllocProbe::on_return(pid_t tid, std::uint64_t address, const user_regs_str
         return c.return_address == address && c.stack_pointer == regs.rsp;
     });
     if (call == calls.rend()) return;  // another thread, or an outer call: its turn will come
+    hit_.kind = call->event.kind;
     end_call(tid, *call, regs);
     tracer_->remove(address);
     calls.erase(std::next(call).base());
@@ -514,12 +421,13 @@ void AllocProbe::publish_figures() {
     out.own_ns.store(static_cast<std::uint64_t>(figures.own_ns), std::memory_order_relaxed);
     out.hit_wall_ns.store(static_cast<std::uint64_t>(figures.hit_wall_ns), std::memory_order_relaxed);
     out.hit_cpu_ns.store(static_cast<std::uint64_t>(figures.hit_cpu_ns), std::memory_order_relaxed);
-    out.windows.store(figures.windows, std::memory_order_relaxed);
-    out.cut_windows.store(figures.cut_windows, std::memory_order_relaxed);
-    out.dense_windows.store(figures.dense_windows, std::memory_order_relaxed);
+    out.malloc_windows.store(figures.malloc.windows, std::memory_order_relaxed);
+    out.malloc_dense.store(figures.malloc.dense_windows, std::memory_order_relaxed);
+    out.object_windows.store(figures.object.windows, std::memory_order_relaxed);
+    out.object_dense.store(figures.object.dense_windows, std::memory_order_relaxed);
     out.overhead.store(figures.overhead, std::memory_order_relaxed);
-    out.coverage_malloc.store(figures.coverage_malloc, std::memory_order_relaxed);
-    out.coverage_object.store(figures.coverage_object, std::memory_order_relaxed);
+    out.coverage_malloc.store(figures.malloc.coverage, std::memory_order_relaxed);
+    out.coverage_object.store(figures.object.coverage, std::memory_order_relaxed);
 }
 
 }  // namespace memattach::probe

@@ -214,11 +214,16 @@ AllocTracerStats AllocTracer::stats() const {
         out.notes.push_back(fmt::format(
             "the tracing process was killed; {} places in the target were repaired", process_->repaired()));
     }
-    if (2 * figures.dense_windows.load() > figures.windows.load()) {
-        out.notes.push_back(
+    if (2 * figures.malloc_dense.load() > figures.malloc_windows.load()) {
+        out.notes.emplace_back(
             "it allocates faster than breakpoints can follow: bytes are rough, and rare large blocks may "
             "have "
             "been missed");
+    } else if (2 * figures.object_dense.load() > figures.object_windows.load()) {
+        out.notes.emplace_back(
+            "small objects come faster than breakpoints can follow: their bytes are rough, those of larger "
+            "blocks "
+            "are not");
     }
     if (const auto lost = figures.lost_returns.load(); lost != 0) {
         out.notes.push_back(fmt::format("{} sampled allocations were not seen to return", lost));

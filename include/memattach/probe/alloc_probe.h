@@ -51,6 +51,8 @@ class AllocProbe final : public TracerClient {
     bool leader_may_go() override;
 
   private:
+    static constexpr std::array kKinds = {trace::AllocKind::malloc, trace::AllocKind::mmap,
+                                          trace::AllocKind::object};
     struct PlannedSite {
         Site site;
         ProbePoint point;
@@ -82,12 +84,11 @@ class AllocProbe final : public TracerClient {
     };
 
     void plan_sites(const SiteMap& sites);
-    void arm(bool malloc_group, bool object_group);
     void set_armed(trace::AllocKind kind, bool armed);
     void apply_plan(std::uint64_t now_ns);
     void send_windows();
-    void look(ProgressSnapshot& into, std::uint64_t cpu_ns);
-    [[nodiscard]] bool in_window(pid_t tid, const user_regs_struct& regs);
+    void look(ProgressSnapshot& into);
+    [[nodiscard]] bool in_window(trace::AllocKind kind, const user_regs_struct& regs);
     void on_entry(pid_t tid, std::size_t index, const user_regs_struct& regs);
     void on_return(pid_t tid, std::uint64_t address, const user_regs_struct& regs);
     void begin_call(pid_t tid, std::size_t index, const user_regs_struct& regs, Call call);
@@ -114,8 +115,12 @@ class AllocProbe final : public TracerClient {
     ByteSampler sampler_;
     std::optional<Schedule> schedule_;
     Plan plan_;
-    /// Before the window, when it is armed, when it is closed.
-    std::array<ProgressSnapshot, 5> progress_;
+    /// Before the window, when it is armed, when it is closed; of each group.
+    using Progress = std::array<ProgressSnapshot, 5>;
+    [[nodiscard]] Progress& progress_of(trace::AllocKind kind) {
+        return kind == trace::AllocKind::object ? object_progress_ : malloc_progress_;
+    }
+    Progress malloc_progress_, object_progress_;
     std::uint64_t busiest_pthread_ = 0;  ///< of the thread that hit last
     std::vector<PlannedSite> sites_;
     std::array<bool, 3> armed_{};  ///< by AllocKind

@@ -1,0 +1,98 @@
+#include "memattach/base/clock.h"
+#include "memattach/probe/alloc_probe.h"
+
+namespace memattach::probe {
+
+Moment AllocProbe::moment(std::uint64_t now_ns) const {
+    return {now_ns, tracer_->own_time_ns()};
+}
+
+void AllocProbe::apply_plan(std::uint64_t now_ns) {
+    const Plan before = plan_;
+    plan_ = schedule_->step(moment(now_ns));
+    for (const auto kind : kKinds) {
+        const GroupPlan& plan = plan_.of(kind);
+        const bool own_group = kind != trace::AllocKind::mmap;  // mmap goes with malloc
+        auto& progress = progress_of(kind);
+        if (own_group && plan.look != 0) look(progress[static_cast<std::size_t>(plan.look) - 1]);
+        set_armed(kind, plan.armed);
+        if (plan.window == 0 || plan.window == before.of(kind).window) continue;
+        schedule_->group(kind).armed(moment(base::monotonic_ns()));
+        if (own_group && !progress[2].words.empty()) look(progress[3]);
+    }
+    send_windows();
+}
+
+/// Reads how far the thread that allocates most has come.
+void AllocProbe::look(ProgressSnapshot& into) {
+    into.cpu_ns = tracer_->own_time_ns();
+    into.words.clear();
+    const base::Address state = thread_states_.find(busiest_pthread_, base::monotonic_ns());
+    if (!state.is_null()) read_progress(memory_, runtime_.layout, state, into);
+}
+
+/// For a hit of a kind that goes by windows: whether it counts. The hit that finds the window over closes it.
+bool AllocProbe::in_window(trace::AllocKind kind, const user_regs_struct& regs) {
+    busiest_pthread_ = regs.fs_base;
+    GroupSchedule& group = schedule_->group(kind);
+    const Moment now = moment(base::monotonic_ns());
+    switch (group.arrive(now)) {
+        case Arrival::counts:
+            return true;
+        case Arrival::ignore:
+            return false;
+        case Arrival::closing:
+            break;
+    }
+    auto& progress = progress_of(kind);
+    std::optional<OwnTime> measured;
+    if (!progress[3].words.empty()) {
+        look(progress[4]);
+        measured = own_time_between(progress[0], progress[1], progress[2], progress[3], progress[4],
+                                    group.window_cpu_ns(now));
+    }
+    group.close(now, measured);
+    for (ProgressSnapshot& snapshot : progress) snapshot.words.clear();
+    apply_plan(base::monotonic_ns());
+    return false;
+}
+
+void AllocProbe::set_armed(trace::AllocKind kind, bool armed) {
+    bool& is_armed = armed_[static_cast<std::size_t>(kind)];
+    if (is_armed == armed) return;
+    is_armed = armed;
+    for (std::size_t i = 0; i < sites_.size(); ++i) {
+        const PlannedSite& planned = sites_[i];
+        if (planned.site.group != kind) continue;
+        if (!armed) {
+            tracer_->remove(planned.address);
+        } else if (!tracer_->plant(planned.address, planned.point.displaced, planned.point.original, i)) {
+            shared_.figures.plant_failures.fetch_add(1, std::memory_order_relaxed);
+        }
+    }
+    for (const Redirect& redirect : map_.redirects) {
+        if (redirect.group != kind) continue;
+        if (armed) {
+            tracer_->redirect(redirect.slot.value(), redirect.original, redirect.alias);
+        } else {
+            tracer_->undo_redirect(redirect.slot.value());
+        }
+    }
+}
+
+void AllocProbe::send_windows() {
+    for (const trace::Window& window : schedule_->take_closed()) {
+        TraceEvent event;
+        event.type = TraceEventType::window;
+        event.kind = window.kind;
+        event.window = window.id;
+        event.time_ns = window.start_ns;
+        event.address = window.end_ns;
+        event.own_ns = window.own_ns;
+        event.span_own_ns = window.span_own_ns;
+        event.own_spread = window.own_spread;
+        send(event, {});
+    }
+}
+
+}  // namespace memattach::probe

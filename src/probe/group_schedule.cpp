@@ -1,0 +1,355 @@
+#include "memattach/probe/group_schedule.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace memattach::probe {
+
+namespace {
+
+constexpr double kRateMemory = 8;  ///< windows that a rate is averaged over
+
+constexpr double kShortestSpanNs = 10e6;
+constexpr double kLongestSpanNs = 500e6;
+constexpr double kShortestWindowNs = 3e3;
+/// While rates are unknown a span is so many times its window.
+constexpr double kUnknownSpanShare = 8;
+/// Hits that a dense window has at least and at most: as many as it takes to see the program progress.
+constexpr double kFewestHits = 48;
+constexpr double kMostHits = 192;
+/// A window that was planned for a sparse stretch and met a dense one ends after so many hits.
+constexpr double kSurprise = 1024;
+/// A window that was planned for a dense stretch and met a quiet one ends after so much of what was planned.
+constexpr double kQuietWindows = 20;
+constexpr double kQuietNs = 1e6;
+/// Where stops take more than this share of a window's CPU time, the program's progress is asked.
+constexpr double kDense = 0.15;
+/// A measure less sure than this is not one.
+constexpr double kMostSpread = 0.3;
+constexpr double kSure = 0.06;
+/// How sure a window's own time is, all windows together: by progress; of others by how much the cost of a
+/// stop may be off.
+constexpr double kMeasuredSpread = 0.03;
+constexpr double kCostOffNs = 700;
+/// Marks one that waits for the next that can be measured.
+constexpr double kUnmeasured = -1;
+constexpr double kGuessedSpread = 1;
+constexpr double kUnknownSpread = 3;
+constexpr std::size_t kMostWaiting = 8;
+/// No program allocates faster for long.
+constexpr double kShortestGapNs = 30;
+/// A stop costs at most so much more than null traps say.
+constexpr double kMostUnderratedNs = 1'500;
+/// Between two looks at progress.
+constexpr double kLookNs = 150e3;
+/// A hit that arrives with less CPU time gone by than a stop takes had trapped when the window was armed.
+constexpr double kPendingNs = 600;
+/// A window that has stopped its target for so long is ended, and counted as cut.
+constexpr double kLongestWindowStopNs = 50e6;
+
+/// How much of its budget a group may take when it is armed without a break.
+constexpr double kAlwaysShare = 0.8;
+/// It comes back from windows when that would take less than this.
+constexpr double kReturnShare = 0.4;
+constexpr double kReviewOwnNs = 20e6;
+/// So much stopping above the budget is let pass before a group goes to windows.
+constexpr double kBurstNs = 10e6;
+
+}  // namespace
+
+GroupSchedule::GroupSchedule(Policy policy, const StopClock& clock, double budget, Moment start)
+    : policy_(std::move(policy)),
+      clock_(clock),
+      random_(policy_.seed),
+      budget_(budget),
+      always_(policy_.may_be_always),
+      always_wall_ns_(start.wall_ns) {
+    plan_span(0);
+}
+
+void GroupSchedule::count_hit(std::uint64_t size_bytes) {
+    (always_ ? always_hits_ : window_hits_) += 1;
+    (always_ ? always_bytes_ : window_bytes_) += static_cast<double>(size_bytes);
+}
+
+void GroupSchedule::charge(double cost_ns) {
+    spent_ns_ += cost_ns;
+    window_stopped_ += cost_ns;
+}
+
+void GroupSchedule::plan_span(double own_now) {
+    span_start_ = own_now;
+    const double density = std::max(hits_.value, 1e-7);
+    // What is over budget so far is paid back over the next second of own time, and the reverse.
+    const double debt = spent_ns_ - budget_ * own_now;
+    const double budget = std::clamp(budget_ - debt / 1e9, budget_ / 50, 2 * budget_);
+    const double kept = 0.6;  // R is about the mean size: so many of a window's hits are kept
+    const double cost = density * (clock_.stop_cost_ns() + kept * StopClock::kSampleExtraNs);
+    const double fraction = std::min(1.0, budget / cost);
+    // Short spans, unless that leaves a window with too few hits.
+    const double wanted = std::min(dense_hits_ / density, kLongestSpanNs);
+    span_ns_ = std::clamp(wanted / fraction, kShortestSpanNs, kLongestSpanNs);
+    // After quiet windows a busy one may come: grow by steps, fall at once. The span shrinks along, so that
+    // no sample of a short window stands for a long time.
+    const double length = std::max(fraction * span_ns_, kShortestWindowNs);
+    const double allowed = window_ns_ > 0 ? 4 * window_ns_ : kShortestWindowNs;
+    if (length > allowed) span_ns_ = std::max(span_ns_ * allowed / length, kUnknownSpanShare * allowed);
+    window_ns_ = std::min({length, allowed, span_ns_});
+    window_start_ = span_start_ + std::uniform_real_distribution<double>()(random_) * (span_ns_ - window_ns_);
+    // Windows may begin late in a span, never before the looks at progress that lead up to them.
+    dense_ = window_id_ > 0 && density * (clock_.stop_cpu_ns() + StopClock::kColdNs) > kDense;
+    looks_ = dense_ ? 0 : 3;
+    if (looks_ == 0) window_start_ = std::max(window_start_, span_start_ + 2 * kLookNs);
+    phase_ = Phase::before_window;
+}
+
+void GroupSchedule::open_window(Moment now) {
+    phase_ = Phase::in_window;
+    ++window_id_;
+    opened_wall_ns_ = now.wall_ns;
+    window_stopped_ = 0;
+    armed(now);
+}
+
+void GroupSchedule::armed(Moment now) {
+    if (phase_ != Phase::in_window) return;
+    window_opened_ = clock_.own_ns(now);
+    window_cpu_start_ = static_cast<double>(now.cpu_ns);
+    window_stops_start_ = clock_.stops();
+    window_hits_ = window_bytes_ = 0;
+    fresh_ = true;
+}
+
+double GroupSchedule::window_cpu_ns(Moment now) const {
+    return static_cast<double>(now.cpu_ns) - window_cpu_start_;
+}
+
+/// The other group's stops make this one's time as unsure as its own.
+double GroupSchedule::stops_in_window() const {
+    return static_cast<double>(clock_.stops() - window_stops_start_);
+}
+
+double GroupSchedule::window_length(double own_ns) const {
+    const double computed = std::max(own_ns - window_opened_, 1.0);
+    const bool dense = computed < kMostUnderratedNs / 2 * stops_in_window();
+    return dense && log_ratio_.count > 0 ? computed * std::exp(log_ratio_.value) : computed;
+}
+
+/// Where own time can be computed a window is over when it is as long as planned. In a dense one computed
+/// time means little until progress has been read: it ends after so many hits, unless the program turned
+/// quiet.
+bool GroupSchedule::is_over(double own_ns) const {
+    if (window_stopped_ > kLongestWindowStopNs) return true;
+    const double length = window_length(own_ns);
+    if (!dense_) return length >= window_ns_ || window_hits_ > kSurprise;
+    return window_hits_ >= dense_hits_ || length >= kQuietWindows * window_ns_ + kQuietNs;
+}
+
+Arrival GroupSchedule::arrive(Moment now) {
+    if (phase_ != Phase::in_window) return Arrival::ignore;
+    const bool fresh = std::exchange(fresh_, false);
+    if (fresh && window_cpu_ns(now) < kPendingNs) return Arrival::ignore;
+    return is_over(clock_.own_ns(now)) ? Arrival::closing : Arrival::counts;
+}
+
+void GroupSchedule::close(Moment now, std::optional<OwnTime> measured) {
+    if (phase_ != Phase::in_window) return;
+    const double own_now = clock_.own_ns(now);
+    const double computed = std::max(own_now - window_opened_, 1.0);
+    const double known = window_length(own_now);
+    const bool cut = window_stopped_ > kLongestWindowStopNs && known < window_ns_;
+    const double hits = window_hits_;
+    const double stops = stops_in_window();
+    // The loop that was looked at may not be the one that the window met. By how much stops can have been
+    // misjudged is known; a measure beyond that is of something else.
+    const bool plausible = measured && measured->relative_sd < kMostSpread &&
+                           1.2 * measured->own_ns >= computed - kMostUnderratedNs * stops &&
+                           measured->own_ns <= 1.1 * computed + StopClock::kColdNs * stops;
+    if (plausible && hits > 0) {
+        ++measured_windows_;
+        if (measured->own_ns < kMostUnderratedNs / 2 * stops) {
+            log_ratio_.add(std::log(measured->own_ns / computed), kRateMemory);
+            own_per_hit_.add(measured->own_ns / hits, kRateMemory);
+        }
+        if (measured->relative_sd < kSure) dense_hits_ = std::max(0.9 * dense_hits_, kFewestHits);
+        close_window(now, measured->own_ns, cut, kMeasuredSpread);
+        return;
+    }
+    if (!dense_ || hits == 0) {
+        // The window's end lay between the last hit that counted and this moment: it was exactly as long as
+        // planned.
+        close_window(now, std::min(known, window_ns_), cut);
+        return;
+    }
+    dense_hits_ = std::min(1.25 * dense_hits_, kMostHits);
+    if (computed > kMostUnderratedNs / 2 * stops) {  // it wasn't dense: its clock can be trusted
+        close_window(now, computed, cut);
+        return;
+    }
+    close_window(now, std::max(computed, kShortestGapNs * hits), cut, kUnmeasured);
+}
+
+/// Windows whose time could not be told are like those that could be, hit for hit; where there is none, they
+/// say what their clock said, and that it isn't to be trusted.
+void GroupSchedule::release_waiting() {
+    for (auto& [window, hits] : waiting_) {
+        if (own_per_hit_.count > 0) {
+            window.own_ns = static_cast<std::uint64_t>(std::max(hits * own_per_hit_.value, 1.0));
+            window.own_spread = kGuessedSpread;
+        }
+        closed_.push_back(window);
+    }
+    waiting_.clear();
+}
+
+void GroupSchedule::close_window(Moment now, double length, bool cut, double spread) {
+    phase_ = Phase::after_window;
+    if (cut) ++cut_windows_;
+    if (dense_) ++dense_windows_;
+    length = std::max(length, 1.0);
+    dense_ = false;
+    const bool guess = spread == kUnmeasured && own_per_hit_.count > 0;
+    const bool waits = spread == kUnmeasured && !guess;
+    if (guess) length = window_hits_ * own_per_hit_.value;
+    if (spread == 0) spread = std::min(kCostOffNs * stops_in_window() / length, kUnknownSpread);
+    span_ns_ = std::max(span_ns_, window_opened_ - span_start_ + length);
+    for (const trace::AllocKind kind : policy_.kinds) {
+        trace::Window window;
+        window.id = window_id_;
+        window.kind = kind;
+        window.start_ns = opened_wall_ns_;
+        window.end_ns = now.wall_ns;
+        window.own_ns = static_cast<std::uint64_t>(length);
+        window.span_own_ns = static_cast<std::uint64_t>(span_ns_);
+        window.own_spread = guess ? kGuessedSpread : waits ? kUnknownSpread : spread;
+        if (waits) {
+            waiting_.push_back({window, window_hits_});
+        } else {
+            closed_.push_back(window);
+        }
+    }
+    if (own_per_hit_.count > 0 || waiting_.size() > kMostWaiting) release_waiting();
+    armed_ns_ += length;
+    hits_.add(window_hits_ / length, kRateMemory);
+    bytes_.add(window_bytes_ / length, kRateMemory);
+    if (policy_.may_be_always && hits_.count >= kRateMemory &&
+        hits_.value * clock_.stop_cost_ns() < kReturnShare * budget_) {
+        always_ = true;
+        always_start_ = reviewed_own_ = clock_.own_ns(now);
+        always_hits_ = always_bytes_ = reviewed_hits_ = reviewed_bytes_ = 0;
+        reviewed_spent_ = spent_ns_;
+        always_wall_ns_ = now.wall_ns;
+    }
+}
+
+void GroupSchedule::settle_always(Moment now) {
+    const double length = std::max(clock_.own_ns(now) - always_start_, 0.0);
+    armed_ns_ += length;
+    for (const trace::AllocKind kind : policy_.kinds) {
+        trace::Window window;
+        window.kind = kind;
+        window.start_ns = always_wall_ns_;
+        window.end_ns = now.wall_ns;
+        window.own_ns = window.span_own_ns = static_cast<std::uint64_t>(length);
+        closed_.push_back(window);
+    }
+}
+
+void GroupSchedule::review_always(Moment now) {
+    const double own_now = clock_.own_ns(now);
+    const double length = own_now - reviewed_own_;
+    const double spent = spent_ns_ - reviewed_spent_;
+    const bool over = spent - kAlwaysShare * budget_ * length > kBurstNs;
+    if (length >= kReviewOwnNs || over) {
+        const double span = std::max(length, 1.0);
+        hits_.add((always_hits_ - reviewed_hits_) / span, kRateMemory);
+        bytes_.add((always_bytes_ - reviewed_bytes_) / span, kRateMemory);
+        reviewed_own_ = own_now;
+        reviewed_spent_ = spent_ns_;
+        reviewed_hits_ = always_hits_;
+        reviewed_bytes_ = always_bytes_;
+    }
+    const bool steady =
+        hits_.count >= kRateMemory && hits_.value * clock_.stop_cost_ns() > kAlwaysShare * budget_;
+    if (!over && !steady) return;
+    settle_always(now);
+    always_ = false;
+    // What made it go is the best guess of what the next windows meet.
+    if (over) hits_ = {kBurstNs / clock_.stop_cost_ns() / std::max(length, 1.0), 1};
+    window_ns_ = 0;
+    plan_span(own_now);
+}
+
+GroupPlan GroupSchedule::step(Moment now) {
+    GroupPlan plan;
+    if (always_) review_always(now);
+    const double t = clock_.own_ns(now);
+    if (!always_) {
+        if (phase_ == Phase::in_window) {
+            // A dense window is ended by the hit behind its last one, which finds the thread stopped.
+            const double length = window_length(t);
+            const bool quiet =
+                dense_ ? length >= kQuietWindows * window_ns_ + kQuietNs : length >= window_ns_;
+            if (quiet || window_stopped_ > kLongestWindowStopNs)
+                close_window(now, length, length < window_ns_);
+        }
+        if (phase_ == Phase::after_window && t >= span_start_ + span_ns_) plan_span(t);
+        if (phase_ == Phase::before_window) {
+            if (looks_ < 3 && t >= window_start_ - (2 - looks_) * kLookNs) {
+                plan.look = ++looks_;
+                // A look that comes late puts the window off: the stretches between looks must have some
+                // length.
+                if (looks_ < 3) window_start_ = std::max(window_start_, t + (3 - looks_) * kLookNs);
+            }
+            if (looks_ >= 3 && t >= window_start_) open_window(now);
+        }
+    }
+    const bool open = !always_ && phase_ == Phase::in_window;
+    plan.armed = always_ || open;
+    plan.window = open ? window_id_ : 0;
+    // Own time passes no faster than wall time on one CPU; more threads only make step() come late, which
+    // moves a window but doesn't make it longer than it says.
+    const double next = always_                          ? t + kReviewOwnNs
+                        : phase_ == Phase::before_window ? window_start_ - std::max(2 - looks_, 0) * kLookNs
+                        : phase_ == Phase::in_window ? window_opened_ + window_ns_ + (dense_ ? kQuietNs : 0)
+                                                     : span_start_ + span_ns_;
+    plan.wake_ns = now.wall_ns + static_cast<std::uint64_t>(std::clamp(next - t, 1e3, 20e6));
+    return plan;
+}
+
+double GroupSchedule::sampling_bytes() const {
+    const double mean = hits_.value > 0 ? std::max(bytes_.value / hits_.value, 1.0) : 64;
+    if (!always_) return std::clamp(mean, 1.0, policy_.threshold_bytes);
+    const double base = hits_.value * clock_.stop_cost_ns();
+    const double rest = std::max(kAlwaysShare * budget_ - base, 0.1 * budget_);
+    return std::clamp(bytes_.value * StopClock::kSampleExtraNs / (0.5 * rest),
+                      std::min(mean, policy_.threshold_bytes), policy_.threshold_bytes);
+}
+
+void GroupSchedule::finish(Moment now) {
+    const double own_now = clock_.own_ns(now);
+    if (always_) {
+        settle_always(now);
+    } else if (phase_ == Phase::in_window) {
+        const double length = window_length(own_now);
+        span_ns_ = std::max(own_now - span_start_, 1.0);
+        close_window(now, length, false);
+    }
+    release_waiting();
+}
+
+GroupSchedule::Figures GroupSchedule::figures(Moment now) const {
+    Figures f;
+    const double own_now = clock_.own_ns(now);
+    if (own_now > 0) {
+        const double present = always_ ? std::max(own_now - always_start_, 0.0) : 0;
+        f.coverage = std::min(1.0, (armed_ns_ + present) / own_now);
+    }
+    f.windows = window_id_;
+    f.cut_windows = cut_windows_;
+    f.measured_windows = measured_windows_;
+    f.dense_windows = dense_windows_;
+    return f;
+}
+
+}  // namespace memattach::probe
