@@ -1,11 +1,16 @@
 #include "memattach/probe/brief_stop.h"
 
 #include <doctest/doctest.h>
+#include <sched.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <csignal>
+#include <cstdint>
+#include <new>
 
 #include "memattach/process/proc.h"
 
@@ -20,6 +25,10 @@ namespace {
 class Burner {
   public:
     Burner() {
+        void* shared =
+            ::mmap(nullptr, sizeof *turns_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        REQUIRE(shared != MAP_FAILED);
+        turns_ = new (shared) std::atomic<std::uint64_t>(0);
         int ends[2];
         REQUIRE(::pipe(ends) == 0);
         pid_ = ::fork();
@@ -28,8 +37,7 @@ class Burner {
             ::signal(SIGUSR1, [](int) { count = count + 1; });
             ::signal(SIGTERM, [](int) { ::_exit(count); });
             static_cast<void>(!::write(ends[1], "x", 1));
-            for (;;) {
-            }
+            for (;;) turns_->fetch_add(1, std::memory_order_relaxed);
         }
         char ready = 0;
         REQUIRE(::read(ends[0], &ready, 1) == 1);
@@ -41,6 +49,12 @@ class Burner {
             ::kill(pid_, SIGKILL);
             ::waitpid(pid_, nullptr, 0);
         }
+        ::munmap(turns_, sizeof *turns_);
+    }
+    /// Returns when the child has run in user mode since the call.
+    void wait_for_turn() const {
+        const std::uint64_t before = turns_->load();
+        while (turns_->load() == before) ::sched_yield();
     }
     [[nodiscard]] int pid() const { return pid_; }
     int end() {
@@ -53,6 +67,7 @@ class Burner {
 
   private:
     int pid_ = 0;
+    std::atomic<std::uint64_t>* turns_ = nullptr;
 };
 
 /// On a machine that is busy a thread may wait long for the CPU that it needs to come to a stop.
@@ -71,10 +86,10 @@ TEST_CASE("a brief stop shows registers and leaves nothing behind") {
     BriefStops stops;
     StoppedRegisters registers;
     for (int i = 0; i < 20; ++i) {
+        burner.wait_for_turn();  // else it may not have left the system call that it was in before
         REQUIRE(stop_patiently(stops, burner.pid(), registers) == StopResult::stopped);
         CHECK(registers.values[probe::kPerfRegisterIp] != 0);
-        // The first may come on the way out of the child's write().
-        if (i > 0) CHECK_FALSE(registers.in_system_call);
+        CHECK_FALSE(registers.in_system_call);
         stops.release();
     }
     CHECK(stops.longest_ns() > 0);
