@@ -132,7 +132,7 @@ bool AllocProbe::wants_null_trap() {
 }
 
 void AllocProbe::on_null_trap(std::uint64_t thread_ns, std::uint64_t wall_ns) {
-    schedule_->null_trap(hit_.kind, thread_ns, wall_ns);
+    schedule_->null_trap(hit_.kind, thread_ns, wall_ns, !hit_.sampled);
 }
 
 void AllocProbe::on_resumed(std::uint64_t stopped_ns, bool hit) {

@@ -20,6 +20,11 @@ void AllocProbe::apply_plan(std::uint64_t now_ns) {
         schedule_->group(kind).armed(moment(base::monotonic_ns()));
         if (own_group && !progress[2].words.empty()) look(progress[3]);
     }
+    if (plan_.malloc.window != 0 || plan_.object.window != 0) {
+        occupants_.occupy(tracer_->cpu());
+    } else {
+        occupants_.leave();
+    }
     send_windows();
 }
 

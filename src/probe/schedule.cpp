@@ -55,8 +55,8 @@ void Schedule::other_stop(trace::AllocKind kind, std::uint64_t stopped_ns) {
     group(kind).charge(clock_.add_stop(stopped_ns, false));
 }
 
-void Schedule::null_trap(trace::AllocKind kind, std::uint64_t cpu_ns, std::uint64_t wall_ns) {
-    group(kind).charge(clock_.add_null_trap(cpu_ns, wall_ns));
+void Schedule::null_trap(trace::AllocKind kind, std::uint64_t cpu_ns, std::uint64_t wall_ns, bool plain) {
+    group(kind).charge(clock_.add_null_trap(cpu_ns, wall_ns, plain));
 }
 
 std::vector<trace::Window> Schedule::take_closed() {

@@ -23,8 +23,10 @@ double StopClock::stop_wall_ns() const {
     return null_wall_.count > 0 ? null_wall_.value : kFirstWallNs;
 }
 
-double StopClock::stop_cpu_ns() const {
-    return null_cpu_.count > 0 ? null_cpu_.value : kFirstCpuNs;
+double StopClock::stop_cpu_ns(bool plain) const {
+    const RunningMean& mean = plain ? null_cpu_ : null_cpu_kept_;
+    const RunningMean& other = plain ? null_cpu_kept_ : null_cpu_;
+    return mean.count > 0 ? mean.value : other.count > 0 ? other.value : kFirstCpuNs;
 }
 
 double StopClock::stop_cost_ns() const {
@@ -39,7 +41,7 @@ double StopClock::add_stop(std::uint64_t stopped_ns, bool plain) {
     const double cost = std::min(static_cast<double>(stopped_ns) + stop_wall_ns(),
                                  kMostAverages * (stop_cost_ns() + kSampleExtraNs));
     stopped_ns_ += cost;
-    burnt_cpu_ns_ += stop_cpu_ns() + kColdNs;
+    burnt_cpu_ns_ += stop_cpu_ns(plain) + kColdNs;
     return cost;
 }
 
@@ -51,15 +53,16 @@ bool StopClock::wants_null_trap() {
     return true;
 }
 
-double StopClock::add_null_trap(std::uint64_t cpu_ns, std::uint64_t wall_ns) {
+double StopClock::add_null_trap(std::uint64_t cpu_ns, std::uint64_t wall_ns, bool plain) {
     ++null_traps_;
     const auto cost = static_cast<double>(wall_ns);
     stopped_ns_ += cost;
     burnt_cpu_ns_ += static_cast<double>(cpu_ns);
     // A stop that was interrupted (another process ran, a page of the tracer's was missing) says nothing
     // about the ordinary ones.
-    if (null_cpu_.count >= 16 && static_cast<double>(cpu_ns) > 3 * null_cpu_.value) return cost;
-    null_cpu_.add(static_cast<double>(cpu_ns), kMemory);
+    RunningMean& mean = plain ? null_cpu_ : null_cpu_kept_;
+    if (mean.count >= 16 && static_cast<double>(cpu_ns) > 3 * mean.value) return cost;
+    mean.add(static_cast<double>(cpu_ns), kMemory);
     null_wall_.add(cost, kMemory);
     return cost;
 }

@@ -241,7 +241,6 @@ void Tracer::handle_breakpoint(pid_t tid, Thread& thread, user_regs_struct& regs
         back_to_start();
         return;
     }
-    if (!thread.foreign && client_.wants_null_trap() && !take_null_trap(tid, address, regs)) return;
     ++stats_.hits;
     const user_regs_struct at_breakpoint = [&] {
         user_regs_struct copy = regs;
@@ -260,6 +259,15 @@ void Tracer::handle_breakpoint(pid_t tid, Thread& thread, user_regs_struct& regs
     if (!thread.foreign && thread.skip_hit_at != address) {
         client_.on_hit(tid, address, breakpoint.tag, at_breakpoint);
         hit_served_ = true;
+        // What is carried out twice must come to the same.
+        const bool repeatable = !breakpoint.displaced || breakpoint.displaced->op == Op::push ||
+                                !breakpoint.displaced->writes_memory();
+        if (breakpoint.uses != 0 && repeatable && client_.wants_null_trap()) {
+            // Should something else come in between, the thread gets here again: its hit has been served.
+            thread.skip_hit_at = address;
+            if (!take_null_trap(tid, at_breakpoint)) return;
+            if (carried_out) ptrace(PTRACE_SETREGS, tid, nullptr, &regs);
+        }
     }
     thread.skip_hit_at = 0;
     if (carried_out) {
@@ -285,32 +293,34 @@ pid_t Tracer::wait_for(pid_t tid, int& status) {
     }
 }
 
-/// Sends the thread back onto the breakpoint. False where something else came in between and has been
-/// handled: the hit will come again.
-bool Tracer::take_null_trap(pid_t tid, std::uint64_t address, user_regs_struct& regs) {
-    const auto before_ns = thread_time_ns(pid_, tid);
-    regs.rip = address;
+/// Sends the thread back onto the breakpoint that it was just served at, with the caches as the service left
+/// them. False where something else came in between and has been handled: the hit will come again.
+bool Tracer::take_null_trap(pid_t tid, const user_regs_struct& at_breakpoint) {
+    user_regs_struct regs = at_breakpoint;
     if (ptrace(PTRACE_SETREGS, tid, nullptr, &regs) != 0) return false;
+    const auto before_ns = thread_time_ns(pid_, tid);
     const std::uint64_t go_ns = base::monotonic_ns();
+    account_stop(go_ns);
     if (ptrace(PTRACE_CONT, tid, nullptr, nullptr) != 0) return false;
     int status = 0;
     const pid_t waited = wait_for(tid, status);
     const std::uint64_t back_ns = base::monotonic_ns();
+    stop_start_ns_ = back_ns;
     if (waited != tid) return false;
     siginfo_t info{};
     if (!WIFSTOPPED(status) || status >> 16 != 0 || WSTOPSIG(status) != SIGTRAP ||
         ptrace(PTRACE_GETSIGINFO, tid, nullptr, &info) != 0 || info.si_code != SI_KERNEL ||
-        ptrace(PTRACE_GETREGS, tid, nullptr, &regs) != 0 || regs.rip != address + 1) {
+        ptrace(PTRACE_GETREGS, tid, nullptr, &regs) != 0 || regs.rip != at_breakpoint.rip + 1) {
         handle(tid, status);
         return false;
     }
+    regs.rip = at_breakpoint.rip;
+    ptrace(PTRACE_SETREGS, tid, nullptr, &regs);
     const auto after_ns = thread_time_ns(pid_, tid);
     if (before_ns && after_ns) client_.on_null_trap(*after_ns - *before_ns, back_ns - go_ns);
     latency_ns_ = latency_ns_ == 0 ? back_ns - go_ns : (7 * latency_ns_ + (back_ns - go_ns)) / 8;
-    // That was a stop of its own; the hit begins here.
+    null_trap_over_ = true;
     ++stats_.stops;
-    stats_.stopped_ns += go_ns - stop_start_ns_ + latency_ns_;
-    stop_start_ns_ = back_ns;
     return true;
 }
 
@@ -387,9 +397,14 @@ void Tracer::resume(pid_t tid, int signal, bool event_stop) {
         }
     }
     ptrace(PTRACE_CONT, tid, nullptr, signal_number(signal));
-    const std::uint64_t measured_ns = base::monotonic_ns() - stop_start_ns_;
-    client_.on_resumed(measured_ns, hit_served_);
-    hit_served_ = false;
+    account_stop(base::monotonic_ns());
+}
+
+/// The thread is let go. What follows a null trap is a few system calls of a stop that has been told already.
+void Tracer::account_stop(std::uint64_t go_ns) {
+    const std::uint64_t measured_ns = go_ns - stop_start_ns_;
+    if (!null_trap_over_) client_.on_resumed(measured_ns, hit_served_);
+    hit_served_ = null_trap_over_ = false;
     const std::uint64_t held_ns = measured_ns + latency_ns_;
     stats_.stopped_ns += held_ns;
     stats_.longest_ns = std::max(stats_.longest_ns, held_ns);

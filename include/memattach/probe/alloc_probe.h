@@ -12,6 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "memattach/probe/cpu_occupants.h"
 #include "memattach/probe/schedule.h"
 #include "memattach/probe/sites.h"
 #include "memattach/probe/thread_states.h"
@@ -114,6 +115,7 @@ class AllocProbe final : public TracerClient {
     ThreadStates thread_states_;
     ByteSampler sampler_;
     std::optional<Schedule> schedule_;
+    CpuOccupants occupants_;
     Plan plan_;
     /// Before the window, when it is armed, when it is closed; of each group.
     using Progress = std::array<ProgressSnapshot, 5>;

@@ -12,8 +12,7 @@
 ///       at a hit that counts:
 ///         bool keep = sampler.keep(size, group.sampling_bytes());
 ///         schedule.hit({kind, size, keep, stopped_ns});     // and other_stop() for each further stop
-///       before a hit is served:
-///         if (schedule.wants_null_trap()) { put pc back on the int3, let go, wait; schedule.null_trap(…); }
+///       and then, schedule.wants_null_trap(): put pc back on the int3, let go, wait; schedule.null_trap(…)
 ///
 /// **Own time.** The clock of everything here is the target's own run time: its CPU clock less what the stops
 /// themselves burnt of it (stop_clock.h). Where hits are so dense that this isn't enough, progress.h measures
@@ -94,8 +93,8 @@ class Schedule {
     void other_stop(trace::AllocKind kind, std::uint64_t stopped_ns);
 
     [[nodiscard]] bool wants_null_trap() { return clock_.wants_null_trap(); }
-    /// As StopClock::add_null_trap(), at a hit of `kind`.
-    void null_trap(trace::AllocKind kind, std::uint64_t cpu_ns, std::uint64_t wall_ns);
+    /// As StopClock::add_null_trap(), after a hit of `kind`.
+    void null_trap(trace::AllocKind kind, std::uint64_t cpu_ns, std::uint64_t wall_ns, bool plain);
 
     [[nodiscard]] GroupSchedule& group(trace::AllocKind kind) {
         return kind == trace::AllocKind::object ? object_ : malloc_;

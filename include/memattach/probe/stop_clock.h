@@ -51,17 +51,18 @@ class StopClock {
     /// with the way into the stop and out of it.
     double add_stop(std::uint64_t stopped_ns, bool plain);
 
-    /// True when the present hit should be taken a second time before it is served.
+    /// True when the present hit should be taken a second time, once it has been served.
     [[nodiscard]] bool wants_null_trap();
     /// `cpu_ns`: what the thread's own CPU time grew by between the two stops (schedstat's first number is
-    /// exact for a stopped thread); `wall_ns`: from letting it go to wait()'s return. Returns what it is
-    /// charged as.
-    double add_null_trap(std::uint64_t cpu_ns, std::uint64_t wall_ns);
+    /// exact for a stopped thread); `wall_ns`: from letting it go to wait()'s return; `plain`: of
+    /// the hit before it, because the more was done for that, the colder are the caches that the thread comes
+    /// back to. Returns what it is charged as.
+    double add_null_trap(std::uint64_t cpu_ns, std::uint64_t wall_ns, bool plain);
 
     /// Wall time of a plain hit, all in all.
     [[nodiscard]] double stop_cost_ns() const;
-    /// A stop's cost in the thread's own CPU time.
-    [[nodiscard]] double stop_cpu_ns() const;
+    /// A plain hit's cost in the thread's own CPU time, or that of a stop in which more was done.
+    [[nodiscard]] double stop_cpu_ns(bool plain = true) const;
     /// Wall time that the thread spends on the way into a stop and out of it.
     [[nodiscard]] double stop_wall_ns() const;
 
@@ -72,7 +73,7 @@ class StopClock {
 
   private:
     Moment start_;
-    RunningMean null_cpu_, null_wall_, plain_stopped_;
+    RunningMean null_cpu_, null_cpu_kept_, null_wall_, plain_stopped_;
     double burnt_cpu_ns_ = 0;
     double stopped_ns_ = 0;
     std::uint64_t stops_ = 0, null_traps_ = 0, since_null_ = 0;

@@ -58,9 +58,9 @@ class TracerClient {
     /// the displaced instruction; `tag` is what plant() was given. May plant and remove breakpoints.
     virtual void on_hit(pid_t tid, std::uint64_t address, std::uint64_t tag,
                         const user_regs_struct& regs) = 0;
-    /// True: take this hit once more first, for the time that it takes; on_null_trap() tells. `thread_ns` is
-    /// what the thread's own processor time grew by, `wall_ns` from its continuation to the return of
-    /// waitpid.
+    /// After on_hit(). True: take this hit once more, for the time that it takes; on_null_trap() tells, after
+    /// on_resumed() for the hit itself. `thread_ns` is what the thread's own processor time grew by,
+    /// `wall_ns` from its continuation to the return of waitpid.
     virtual bool wants_null_trap() = 0;
     virtual void on_null_trap(std::uint64_t thread_ns, std::uint64_t wall_ns) = 0;
     /// A stop is over, and was `stopped_ns` long from the return of waitpid on. `hit`: on_hit() was called.
@@ -110,6 +110,8 @@ class Tracer {
     /// The processor time that all threads of the target have used, in the kernel's precise accounting.
     [[nodiscard]] std::uint64_t own_time_ns() const;
     [[nodiscard]] const StopStats& stats() const { return stats_; }
+    /// The processor that this process has pinned itself to; −1: none yet.
+    [[nodiscard]] int cpu() const { return cpu_; }
     /// When waitpid returned with the stop that is being served.
     [[nodiscard]] std::uint64_t stop_start_ns() const { return stop_start_ns_; }
     [[nodiscard]] bool target_gone() const { return gone_; }
@@ -140,7 +142,8 @@ class Tracer {
     void handle_signal_stop(pid_t tid, Thread& thread, int signal);
     void handle_breakpoint(pid_t tid, Thread& thread, user_regs_struct& regs);
     static pid_t wait_for(pid_t tid, int& status);
-    bool take_null_trap(pid_t tid, std::uint64_t address, user_regs_struct& regs);
+    bool take_null_trap(pid_t tid, const user_regs_struct& at_breakpoint);
+    void account_stop(std::uint64_t go_ns);
     bool step(pid_t tid, Thread& thread, Breakpoint& breakpoint, std::uint64_t address);
     void handle_unknown(pid_t tid, int status);
     void handle_new_task(pid_t parent, int event);
@@ -172,6 +175,7 @@ class Tracer {
     std::uint64_t latency_ns_ = 0;
     std::uint64_t stop_start_ns_ = 0;
     bool hit_served_ = false;
+    bool null_trap_over_ = false;
     std::uint64_t due_ns_ = 0;
     std::uint64_t cpu_checked_ns_ = 0;
     int cpu_ = -1;

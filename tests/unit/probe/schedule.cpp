@@ -124,12 +124,6 @@ Result run(const std::function<Step()>& program, double own_s, probe::SchedulePo
                 for (auto& snapshot : looks) snapshot.words.clear();
             }
         }
-        if (schedule.wants_null_trap()) {
-            const double before = cpu;
-            stop(0);
-            schedule.null_trap(next.kind, static_cast<std::uint64_t>(cpu - before),
-                               static_cast<std::uint64_t>(costs.wall_ns));
-        }
         keep = keep && counts;
         const double stopped = costs.stopped_ns + (keep ? costs.sample_ns : 0);
         wall += stopped;
@@ -147,6 +141,12 @@ Result run(const std::function<Step()>& program, double own_s, probe::SchedulePo
                           static_cast<std::uint64_t>(stopped)});
         } else {
             schedule.other_stop(next.kind, static_cast<std::uint64_t>(stopped));
+        }
+        if (schedule.wants_null_trap()) {
+            const double before = cpu;
+            stop(0);
+            schedule.null_trap(next.kind, static_cast<std::uint64_t>(cpu - before),
+                               static_cast<std::uint64_t>(costs.wall_ns), !keep);
         }
         step();
     }
@@ -248,8 +248,8 @@ TEST_CASE("an idle program that wakes up to a storm: the first windows are small
 }
 
 TEST_CASE("a flood of small objects doesn't hide what goes to malloc") {
-    // A million small objects a second, and 4,000 mallocs: too many for the budget without a break. With windows
-    // made for the objects, one in a thousand of the mallocs was seen.
+    // A million small objects a second, and 4,000 mallocs: too many for the budget without a break. With
+    // windows made for the objects, one in a thousand of the mallocs was seen.
     int i = 0;
     const Result r = run(
         [&i] {
