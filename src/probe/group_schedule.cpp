@@ -27,17 +27,17 @@ constexpr double kDense = 0.15;
 /// A measure less sure than this is not one.
 constexpr double kMostSpread = 0.3;
 constexpr double kSure = 0.06;
-/// How sure a window's own time is, all windows together: by progress; of others by how much the cost of a
-/// stop may be off.
+/// How sure own time is that progress has told, all windows together.
 constexpr double kMeasuredSpread = 0.03;
-constexpr double kCostOffNs = 700;
-/// Marks one that waits for the next that can be measured.
-constexpr double kUnmeasured = -1;
-constexpr double kGuessedSpread = 1;
+/// By how much the cost of a stop may be off, systematically.
+constexpr double kCostOffNs = 400;
+/// Own time that is not this many times as long as stops may be off is no measure of its window alone.
+constexpr double kTrusted = 3;
 constexpr double kUnknownSpread = 3;
-constexpr std::size_t kMostWaiting = 8;
+/// Windows that own time per hit is averaged over where single ones can't be trusted.
+constexpr double kPooled = 64;
 /// No program allocates faster for long.
-constexpr double kShortestGapNs = 30;
+constexpr double kShortestGapNs = 10;
 /// A stop costs at most so much more than null traps say.
 constexpr double kMostUnderratedNs = 1'500;
 /// Between two looks at progress.
@@ -129,10 +129,9 @@ double GroupSchedule::stops_in_window() const {
     return static_cast<double>(clock_.stops() - window_stops_start_);
 }
 
-double GroupSchedule::window_length(double own_ns) const {
-    const double computed = std::max(own_ns - window_opened_, 1.0);
-    const bool dense = computed < kMostUnderratedNs / 2 * stops_in_window();
-    return dense && log_ratio_.count > 0 ? computed * std::exp(log_ratio_.value) : computed;
+/// As the clock has it: below zero where stops were overrated.
+double GroupSchedule::clocked_ns(double own_ns) const {
+    return own_ns - window_opened_;
 }
 
 /// Where own time can be computed a window is over when it is as long as planned. In a dense one computed
@@ -140,7 +139,7 @@ double GroupSchedule::window_length(double own_ns) const {
 /// quiet.
 bool GroupSchedule::is_over(double own_ns) const {
     if (window_stopped_ > kLongestWindowStopNs) return true;
-    const double length = window_length(own_ns);
+    const double length = clocked_ns(own_ns);
     if (!dense_) return length >= window_ns_ || window_hits_ > kSurprise;
     return window_hits_ >= dense_hits_ || length >= kQuietWindows * window_ns_ + kQuietNs;
 }
@@ -154,64 +153,54 @@ Arrival GroupSchedule::arrive(Moment now) {
 
 void GroupSchedule::close(Moment now, std::optional<OwnTime> measured) {
     if (phase_ != Phase::in_window) return;
-    const double own_now = clock_.own_ns(now);
-    const double computed = std::max(own_now - window_opened_, 1.0);
-    const double known = window_length(own_now);
-    const bool cut = window_stopped_ > kLongestWindowStopNs && known < window_ns_;
-    const double hits = window_hits_;
+    const double clocked = clocked_ns(clock_.own_ns(now));
+    const bool cut = window_stopped_ > kLongestWindowStopNs && clocked < window_ns_;
     const double stops = stops_in_window();
     // The loop that was looked at may not be the one that the window met. By how much stops can have been
     // misjudged is known; a measure beyond that is of something else.
     const bool plausible = measured && measured->relative_sd < kMostSpread &&
-                           1.2 * measured->own_ns >= computed - kMostUnderratedNs * stops &&
-                           measured->own_ns <= 1.1 * computed + StopClock::kColdNs * stops;
-    if (plausible && hits > 0) {
+                           1.2 * measured->own_ns >= clocked - kMostUnderratedNs * stops &&
+                           measured->own_ns <= 1.1 * clocked + StopClock::kColdNs * stops;
+    if (plausible && window_hits_ > 0) {
         ++measured_windows_;
-        if (measured->own_ns < kMostUnderratedNs / 2 * stops) {
-            log_ratio_.add(std::log(measured->own_ns / computed), kRateMemory);
-            own_per_hit_.add(measured->own_ns / hits, kRateMemory);
-        }
+        measured_own_.add(measured->own_ns, kRateMemory);
+        measured_hits_.add(window_hits_, kRateMemory);
         if (measured->relative_sd < kSure) dense_hits_ = std::max(0.9 * dense_hits_, kFewestHits);
-        close_window(now, measured->own_ns, cut, kMeasuredSpread);
+        close_window(now, measured->own_ns, kMeasuredSpread, cut);
         return;
     }
-    if (!dense_ || hits == 0) {
-        // The window's end lay between the last hit that counted and this moment: it was exactly as long as
-        // planned.
-        close_window(now, std::min(known, window_ns_), cut);
-        return;
-    }
-    dense_hits_ = std::min(1.25 * dense_hits_, kMostHits);
-    if (computed > kMostUnderratedNs / 2 * stops) {  // it wasn't dense: its clock can be trusted
-        close_window(now, computed, cut);
-        return;
-    }
-    close_window(now, std::max(computed, kShortestGapNs * hits), cut, kUnmeasured);
+    if (dense_) dense_hits_ = std::min(1.25 * dense_hits_, kMostHits);
+    // The end of a window that wasn't ended by its hits lay between the last that counted and this moment: it
+    // was exactly as long as planned.
+    end_by_clock(now, dense_ || window_hits_ > kSurprise ? clocked : std::min(clocked, window_ns_), cut);
 }
 
-/// Windows whose time could not be told are like those that could be, hit for hit; where there is none, they
-/// say what their clock said, and that it isn't to be trusted.
-void GroupSchedule::release_waiting() {
-    for (auto& [window, hits] : waiting_) {
-        if (own_per_hit_.count > 0) {
-            window.own_ns = static_cast<std::uint64_t>(std::max(hits * own_per_hit_.value, 1.0));
-            window.own_spread = kGuessedSpread;
-        }
-        closed_.push_back(window);
+/// Where hits are dense one window's own time is less than what its stops may be misjudged by from one to the
+/// next. Over many windows that evens out: own time per hit is told by all of them together, or by those in
+/// which the program's progress was seen, where those are most.
+void GroupSchedule::end_by_clock(Moment now, double clocked, bool cut) {
+    const double off = kCostOffNs * stops_in_window();
+    if (window_hits_ > 0) {
+        pooled_own_.add(clocked, kPooled);
+        pooled_hits_.add(window_hits_, kPooled);
     }
-    waiting_.clear();
+    if (window_hits_ == 0 || clocked > kTrusted * off) {
+        close_window(now, clocked, clocked > 0 ? std::min(off / clocked, kUnknownSpread) : 0, cut);
+        return;
+    }
+    const bool by_progress = 2 * measured_windows_ > dense_windows_ && measured_hits_.value > 0;
+    const double gap = by_progress ? measured_own_.value / measured_hits_.value
+                                   : pooled_own_.value / std::max(pooled_hits_.value, 1.0);
+    const double length = window_hits_ * std::max(gap, kShortestGapNs);
+    close_window(now, length, std::min(off / length, kUnknownSpread), cut);
 }
 
-void GroupSchedule::close_window(Moment now, double length, bool cut, double spread) {
+void GroupSchedule::close_window(Moment now, double length, double spread, bool cut) {
     phase_ = Phase::after_window;
     if (cut) ++cut_windows_;
     if (dense_) ++dense_windows_;
-    length = std::max(length, 1.0);
     dense_ = false;
-    const bool guess = spread == kUnmeasured && own_per_hit_.count > 0;
-    const bool waits = spread == kUnmeasured && !guess;
-    if (guess) length = window_hits_ * own_per_hit_.value;
-    if (spread == 0) spread = std::min(kCostOffNs * stops_in_window() / length, kUnknownSpread);
+    length = std::max(length, std::max(window_hits_, 1.0) * kShortestGapNs);
     span_ns_ = std::max(span_ns_, window_opened_ - span_start_ + length);
     for (const trace::AllocKind kind : policy_.kinds) {
         trace::Window window;
@@ -221,14 +210,9 @@ void GroupSchedule::close_window(Moment now, double length, bool cut, double spr
         window.end_ns = now.wall_ns;
         window.own_ns = static_cast<std::uint64_t>(length);
         window.span_own_ns = static_cast<std::uint64_t>(span_ns_);
-        window.own_spread = guess ? kGuessedSpread : waits ? kUnknownSpread : spread;
-        if (waits) {
-            waiting_.push_back({window, window_hits_});
-        } else {
-            closed_.push_back(window);
-        }
+        window.own_spread = spread;
+        closed_.push_back(window);
     }
-    if (own_per_hit_.count > 0 || waiting_.size() > kMostWaiting) release_waiting();
     armed_ns_ += length;
     hits_.add(window_hits_ / length, kRateMemory);
     bytes_.add(window_bytes_ / length, kRateMemory);
@@ -287,11 +271,11 @@ GroupPlan GroupSchedule::step(Moment now) {
     if (!always_) {
         if (phase_ == Phase::in_window) {
             // A dense window is ended by the hit behind its last one, which finds the thread stopped.
-            const double length = window_length(t);
+            const double length = clocked_ns(t);
             const bool quiet =
                 dense_ ? length >= kQuietWindows * window_ns_ + kQuietNs : length >= window_ns_;
             if (quiet || window_stopped_ > kLongestWindowStopNs)
-                close_window(now, length, length < window_ns_);
+                end_by_clock(now, length, length < window_ns_);
         }
         if (phase_ == Phase::after_window && t >= span_start_ + span_ns_) plan_span(t);
         if (phase_ == Phase::before_window) {
@@ -331,11 +315,9 @@ void GroupSchedule::finish(Moment now) {
     if (always_) {
         settle_always(now);
     } else if (phase_ == Phase::in_window) {
-        const double length = window_length(own_now);
         span_ns_ = std::max(own_now - span_start_, 1.0);
-        close_window(now, length, false);
+        end_by_clock(now, clocked_ns(own_now), false);
     }
-    release_waiting();
 }
 
 GroupSchedule::Figures GroupSchedule::figures(Moment now) const {

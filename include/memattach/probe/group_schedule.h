@@ -79,16 +79,14 @@ class GroupSchedule {
 
     void plan_span(double own_now);
     void open_window(Moment now);
-    /// `spread`: of the own time; 0: what the cost of its stops leaves open.
-    void close_window(Moment now, double own_ns, bool cut, double spread = 0);
-    void release_waiting();
+    void end_by_clock(Moment now, double clocked, bool cut);
+    /// `spread`: how far off own_ns may be, relative, for all windows together.
+    void close_window(Moment now, double own_ns, double spread, bool cut);
     void review_always(Moment now);
     void settle_always(Moment now);
-    void tell(trace::Window window, double hits);
     [[nodiscard]] double stops_in_window() const;
     [[nodiscard]] bool is_over(double own_ns) const;
-    /// The computed own time of the open window, with what measured ones have taught.
-    [[nodiscard]] double window_length(double own_ns) const;
+    [[nodiscard]] double clocked_ns(double own_ns) const;
 
     Policy policy_;
     const StopClock& clock_;
@@ -119,13 +117,8 @@ class GroupSchedule {
     int looks_ = 0;
     bool dense_ = false;  ///< the window is planned for hits so dense that progress must tell its time
     double dense_hits_ = 64;
-    struct Waiting {
-        trace::Window window;
-        double hits;
-    };
-    std::vector<Waiting> waiting_;
-    RunningMean own_per_hit_;  ///< in measured windows
-    RunningMean log_ratio_;    ///< of measured own time over the computed one, in dense windows
+    RunningMean measured_own_, measured_hits_;  ///< of windows whose time progress told
+    RunningMean pooled_own_, pooled_hits_;      ///< of those that it didn't
     std::uint64_t cut_windows_ = 0, measured_windows_ = 0, dense_windows_ = 0;
 };
 
