@@ -115,8 +115,7 @@ void AllocProbe::finish() {
 std::uint64_t AllocProbe::on_time(std::uint64_t now_ns, bool& keep_running) {
     shared_.heartbeat_ns.store(now_ns, std::memory_order_relaxed);
     if (shared_.finish_asked.load(std::memory_order_acquire) != 0) keep_running = false;
-    if (getppid() == 1)
-        keep_running = false;  // refined by whoever started this process: see trace_process.cpp
+    if (getppid() != shared_.analyser_pid.load(std::memory_order_relaxed)) keep_running = false;
     if (keep_running && now_ns >= plan_.wake_ns) apply_plan(now_ns);
     notify(now_ns, false);
     constexpr std::uint64_t kPublishNs = 20'000'000;
