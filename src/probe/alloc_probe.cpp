@@ -8,6 +8,7 @@
 
 #include "memattach/base/clock.h"
 #include "memattach/base/error.h"
+#include "memattach/probe/pymalloc_block.h"
 
 namespace memattach::probe {
 namespace {
@@ -190,9 +191,11 @@ void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& 
         release(tid, argument(site.args.old, regs), argument(site.args.size, regs));
         return;
     }
-    // glibc's realloc(NULL, n) jumps to malloc: the same call, seen by a second site.
+    // glibc's realloc(NULL, n) jumps to malloc: the same call, seen by a second site. pymalloc's functions
+    // jump to malloc's as well, with what they didn't count.
     const bool may_be_passed_on = last.site != index && last.stack_pointer == slot &&
-                                  sites_[last.site].site.kind == SiteKind::reallocate;
+                                  sites_[last.site].site.kind == SiteKind::reallocate &&
+                                  sites_[last.site].site.group == site.group;
     const auto asked = requested_bytes(site, regs);
     if (!asked) return;
     // A file's pages are not memory asked for.
@@ -214,6 +217,11 @@ void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& 
     // Reading the return address costs as much as all the rest of an ordinary hit in here.
     const bool reallocates = site.kind == SiteKind::reallocate;
     if (!call.kept && call.old == 0 && !reallocates) return;
+    // pymalloc's realloc leaves a block that it didn't serve to malloc's, which has a site of its own.
+    if (reallocates && site.limit_bytes != 0 && (call.kept || call.old != 0)) {
+        const std::uint64_t old = argument(site.args.old, regs);
+        if (old != 0 && !is_pymalloc_block(memory_, base::Address(old))) return;
+    }
     const auto return_address = Tracer::peek(tid, slot);
     if (!return_address) return;
     thread.last.return_address = *return_address;
