@@ -28,9 +28,10 @@ struct Table {
 };
 
 struct Domain {
-    Address slot;  ///< of the table's `malloc` pointer; the others follow
-    Table table;   ///< as it is now
-    Table base;    ///< behind debug hooks and the like: who serves in the end
+    Address slot;       ///< of the table's `malloc` pointer; the others follow
+    Table table;        ///< as it is now
+    Table base;         ///< behind debug hooks and the like: who serves in the end
+    Address base_slot;  ///< of the base's `malloc` pointer: `slot`, or in the state of the last hook
     bool debug = false;
     bool hooked = false;
 };
@@ -75,8 +76,10 @@ class Finder {
             const auto object = table_in(bytes, at + 2 * sizeof(Table));
             if (!mem || !object) continue;
             const Address start = context_.runtime.address + at + 8;
-            return {Domain{start, *raw, *raw}, Domain{start + sizeof(Table), *mem, *mem},
-                    Domain{start + 2 * sizeof(Table), *object, *object}};
+            const auto domain = [&](std::size_t i, const Table& table) {
+                return Domain{start + i * sizeof(Table), table, table, start + i * sizeof(Table)};
+            };
+            return {domain(0, *raw), domain(1, *mem), domain(2, *object)};
         }
         return {};
     }
@@ -102,7 +105,7 @@ class Finder {
             if (mapping == nullptr || !mapping->writable) continue;
             std::array<std::byte, sizeof(Table)> around{};
             if (!context_.memory.read_exactly(slot - 8, around)) continue;
-            if (const auto table = table_in(around, 0)) return Domain{slot, *table, *table};
+            if (const auto table = table_in(around, 0)) return Domain{slot, *table, *table, slot};
         }
         return std::nullopt;
     }
@@ -115,12 +118,14 @@ class Finder {
             const char api = static_cast<char>(bytes[0]);
             if (api == 'r' || api == 'm' || api == 'o') {
                 if (const auto next = table_in(bytes, 8)) {
+                    domain.base_slot = Address(domain.base.context) + 16;
                     domain.base = *next;
                     domain.debug = true;
                     continue;
                 }
             }
             if (const auto next = table_in(bytes, 0)) {
+                domain.base_slot = Address(domain.base.context) + 8;
                 domain.base = *next;
                 domain.hooked = true;
                 continue;
@@ -236,8 +241,10 @@ void add_object_sites(const SiteContext& context, SiteMap& map) {
 
     std::vector<std::byte> text;
     std::array<int, 4> comparisons{};
-    const bool direct = object.table.functions == object.base.functions;
-    if (direct) {
+    // What stands in front calls through a table of its own, a hook's being one that the program may put
+    // back.
+    const bool own_table = !object.hooked;
+    if (own_table) {
         text = read_text(context);
         comparisons = count_comparisons(text, context.runtime.text_start, object.base.functions);
     }
@@ -268,8 +275,7 @@ void add_object_sites(const SiteContext& context, SiteMap& map) {
                         map.inside_object.push_back({function, *end});
                 }
             }
-            // A hooked or debugged table holds another function: no inlined path is taken.
-            if (domain->table.functions[i] != object.base.functions[i] || !direct) continue;
+            if (domain->base.functions[i] != object.base.functions[i] || !own_table) continue;
             // _PyMem_PymallocEnabled() and its copies compare too, in every build.
             if (comparisons[i] <= (i == 0 ? kOrdinaryComparisons : 0)) continue;
             const auto alias = find_alias(context, text, function);
@@ -278,7 +284,7 @@ void add_object_sites(const SiteContext& context, SiteMap& map) {
                                     " that the compiler inlined can't be seen");
                 continue;
             }
-            map.redirects.push_back({domain->slot + 8 * i, function.value(), *alias, AllocKind::object,
+            map.redirects.push_back({domain->base_slot + 8 * i, function.value(), *alias, AllocKind::object,
                                      kFunctions[i].kind == SiteKind::release});
         }
     }
