@@ -13,6 +13,7 @@ constexpr Layout layout_3_8() {
     l.runtime.interpreters_head = 32;
     l.runtime.finalizing = 16;
     l.runtime.tstate_current = 1368;
+    l.runtime.gil = 1152;
     l.runtime.gc = 344;
     l.interpreter.size = 2720;
     l.interpreter.id = 16;
@@ -55,6 +56,7 @@ constexpr Layout layout_3_9() {
     l.runtime.interpreters_head = 32;
     l.runtime.finalizing = 16;
     l.runtime.tstate_current = 568;
+    l.runtime.gil = 352;
     l.interpreter.size = 5656;
     l.interpreter.id = 24;
     l.interpreter.next = 0;
@@ -97,6 +99,7 @@ constexpr Layout layout_3_10() {
     l.runtime.interpreters_head = 32;
     l.runtime.finalizing = 16;
     l.runtime.tstate_current = 568;
+    l.runtime.gil = 352;
     l.interpreter.size = 113528;
     l.interpreter.id = 24;
     l.interpreter.next = 0;
@@ -139,6 +142,7 @@ constexpr Layout layout_3_11() {
     l.runtime.interpreters_head = 40;
     l.runtime.finalizing = 24;
     l.runtime.tstate_current = 576;
+    l.runtime.gil = 360;
     l.interpreter.size = 107752;
     l.interpreter.id = 48;
     l.interpreter.next = 0;

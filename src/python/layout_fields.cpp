@@ -11,6 +11,7 @@ constexpr LayoutField kFields[] = {
     {"runtime.interpreters_head", OF(runtime.interpreters_head), {"pyruntimestate.interpreters.head"}, OF(runtime.size)},
     {"runtime.finalizing", OF(runtime.finalizing), {"pyruntimestate._finalizing", "pyruntimestate.finalizing"}, OF(runtime.size)},
     {"runtime.tstate_current", OF(runtime.tstate_current), {"pyruntimestate.gilstate.tstate_current"}, OF(runtime.size)},
+    {"runtime.gil", OF(runtime.gil), {"pyruntimestate.ceval.gil"}, OF(runtime.size)},
     {"runtime.gc", OF(runtime.gc), {"pyruntimestate.gc"}, OF(runtime.size)},
 
     {"interpreter.size", OF(interpreter.size), {"_is"}},

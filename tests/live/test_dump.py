@@ -1,4 +1,5 @@
-"""`memattach dump --native`: the native frames on top of the Python frames that called them, and nobody harmed by it."""
+"""`memattach dump`: who holds the GIL and who waits for it. `--native`: the native frames on top of the Python frames that
+called them, and nobody harmed by it."""
 
 import os
 import re
@@ -11,6 +12,41 @@ from harness import LiveTest, each_python, main, wounds
 def state(pid, tid):
     with open(f"/proc/{pid}/task/{tid}/stat", encoding="utf-8", errors="replace") as file:
         return file.read().rpartition(")")[2].split()[0]
+
+
+class Gil(LiveTest):
+    @each_python()
+    def test_who_holds_it_and_who_waits_for_it(self, python):
+        if python.free_threaded:
+            self.skipTest(f"{python} has no GIL to wait for")
+        target = self.start(python, "gil.py")
+        # Both sides of the path are in the target's root.
+        seen = f"{os.path.dirname(target.source)}/fifo"
+        fifo = f"{python.root}{seen}"
+        os.mkfifo(fifo)
+        target.send(f"hold {seen}")
+        named = target.read_json()["threads"]
+        # Who waits wakes up for a moment every 5 ms.
+        for _ in range(500):
+            threads = {t["tid"]: t for t in self.memattach("dump", "-p", target.pid, "--json").json["threads"]}
+            wanter, locked = threads[named["wanter"]], threads[named["locked"]]
+            holder = [t for t in threads.values() if t["waiting_in"] == "read" and t["tid"] != target.pid]
+            text = self.memattach("dump", "-p", target.pid).out
+            if holder and wanter["waits_for_gil"] and re.search(rf"Thread {wanter['tid']} .* waiting for the GIL\n", text):
+                break
+        else:
+            self.fail(f"nobody was seen waiting: {threads}")
+        self.assertEqual((wanter["state"], wanter["waiting_in"], wanter["waiting_on"]), ("waiting", "futex", "the GIL"))
+        self.assertEqual(wanter["frames"][0]["line"], target.lines["wanter"])
+        self.assertEqual((locked["waiting_in"], locked["waiting_on"]), ("futex", None))
+        self.assertEqual(locked["frames"][0]["line"], target.lines["locked"])
+        self.assertEqual(holder[0]["frames"][0]["line"], target.lines["holder"])
+        for thread in threads.values():
+            self.assertEqual(thread["holds_gil"], thread is holder[0])
+        for thread in (locked, holder[0]):
+            self.assertFalse(thread["waits_for_gil"])
+        with open(fifo, "wb") as file:
+            file.write(b"x")
 
 
 class NativeDump(LiveTest):

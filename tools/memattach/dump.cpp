@@ -55,6 +55,7 @@ struct DumpedThread {
     Activity activity;
     bool python = false;
     bool holds_gil = false;
+    bool waits_for_gil = false;
     bool torn = false;  ///< it moved while it was read: the innermost frames may mix two moments
     std::int64_t interpreter_id = 0;
     trace::Stack stack;
@@ -218,6 +219,11 @@ void ThreadLooks::look_at_all(bool native) {
             thread.activity = thread_activity(pid_, thread.tid);
         }
         take(thread, walks);
+        if (thread.activity.system_call == "futex") {
+            const base::Address word(thread.activity.first_argument);
+            for (const python::ThreadState& state : of_thread)
+                thread.waits_for_gil |= reader_.waits_for_gil(state.interpreter, word);
+        }
     }
     if (native) {
         dump_.stops->longest_ns = stops_.longest_ns();
@@ -306,7 +312,9 @@ class Renderer {
     }
 
     [[nodiscard]] std::string heading(const DumpedThread& thread) const {
-        std::string what = describe(thread.activity);
+        std::string what = thread.waits_for_gil && thread.activity.state == "waiting"
+                               ? "waiting for the GIL"
+                               : describe(thread.activity);
         if (thread.holds_gil) what += ", holds the GIL";
         if (thread.interpreter_id != 0) what += fmt::format(", interpreter {}", thread.interpreter_id);
         if (thread.torn) what += ", moved while it was read";
@@ -370,9 +378,10 @@ std::string to_json(const Dump& dump, int pid) {
         one["name"] = base::valid_utf8(thread.name);
         one["state"] = thread.activity.state;
         one["waiting_in"] = or_null(thread.activity.system_call);
-        one["waiting_on"] = or_null(thread.activity.object);
+        one["waiting_on"] = or_null(thread.waits_for_gil ? "the GIL" : thread.activity.object);
         one["python"] = thread.python;
         one["holds_gil"] = thread.holds_gil;
+        one["waits_for_gil"] = thread.waits_for_gil;
         one["torn"] = thread.torn;
         one["interpreter"] =
             thread.python ? nlohmann::ordered_json(thread.interpreter_id) : nlohmann::ordered_json();

@@ -113,6 +113,7 @@ Activity thread_activity(int pid, int tid) {
     const SystemCall call = syscall ? parse_syscall(*syscall) : SystemCall{};
     if (call.number < 0) return activity;
     const KnownCall* known = find_call(call.number);
+    activity.first_argument = call.first_argument;
     activity.system_call = known != nullptr ? known->name : fmt::format("system call {}", call.number);
     if (known != nullptr && known->on_descriptor) {
         activity.object = fmt::format("fd {}", call.first_argument);

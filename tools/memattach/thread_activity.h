@@ -9,7 +9,8 @@ struct Activity {
     bool running = false;     ///< on a processor or ready to be
     std::string state;        ///< "running", "waiting", "uninterruptible", "stopped", "traced", "ended"
     std::string system_call;  ///< "futex", "read"; empty where it is in none or where it can't be told
-    std::string object;       ///< what that waits on: "fd 5 (socket:[1234])"; empty where nothing tells
+    unsigned long first_argument = 0;  ///< of the system call
+    std::string object;  ///< what that waits on: "fd 5 (socket:[1234])"; empty where nothing tells
 };
 
 Activity thread_activity(int pid, int tid);

@@ -58,6 +58,7 @@ struct Layout {
         Offset interpreters_head = kAbsent;
         Offset finalizing = kAbsent;      ///< a thread state pointer, not null while finalising
         Offset tstate_current = kAbsent;  ///< 3.8–3.11: gilstate.tstate_current, the GIL's holder
+        Offset gil = kAbsent;             ///< 3.8–3.11: ceval.gil, the struct _gil_runtime_state itself
         Offset gc = kAbsent;  ///< 3.8: of struct _gc_runtime_state in it; later see gc.interpreter_gc
     } runtime;
     struct Interpreter {  // PyInterpreterState

@@ -106,6 +106,9 @@ class StackReader {
     /// of it (in the same system call); nothing where this build has no GIL or it is free.
     [[nodiscard]] std::optional<base::Address> gil_holder() const;
 
+    /// Whether a thread of `interpreter` that sleeps on the futex at `word` waits for its GIL.
+    [[nodiscard]] bool waits_for_gil(base::Address interpreter, base::Address word) const;
+
     /// True once the runtime says that it is finalising.
     [[nodiscard]] bool finalising() const;
 
