@@ -74,18 +74,50 @@ TEST_CASE("3.14 and 3.15 have other words in between, and tags on frames' code")
     }
 }
 
-TEST_CASE("free-threaded builds name where their copies of the bytecode are") {
-    auto bytes = test::corpus("python_debug_offsets/3.14.10");
-    set_word(bytes, 2, 1);
-    set_word(bytes, 38, 72);   // interpreter_frame.tlbc_index
-    set_word(bytes, 49, 184);  // code_object.co_tlbc
-    set_word(bytes, 17, 4);    // offsetof(struct _gil_runtime_state, enabled)
-    const auto found = parse(bytes);
-    REQUIRE(found);
-    CHECK(found->free_threaded);
-    CHECK(found->layout.frame.tlbc_index == 72);
-    CHECK(found->layout.code.tlbc == 184);
-    CHECK(found->layout.interpreter.gil_enabled != kAbsent);
+// Nobody packages these builds: the bytes are what gcc makes of the headers with Py_GIL_DISABLED, the numbers
+// what it says of the same headers' structures.
+TEST_CASE("free-threaded 3.14 and 3.15: larger objects, and where their copies of the bytecode are") {
+    for (const char* name : {"python_debug_offsets/3.14.10t", "python_debug_offsets/3.15.2t"}) {
+        CAPTURE(name);
+        const auto found = parse(test::corpus(name));
+        REQUIRE(found);
+        CHECK(found->free_threaded);
+        CHECK(found->known_shape);
+        const bool newer = found->version.minor == 15;
+        const python::Layout& l = found->layout;
+        CHECK(l.interpreter.next == (newer ? 7264 : 7272));
+        CHECK(l.interpreter.id == (newer ? 7272 : 7280));
+        CHECK(l.interpreter.threads_head == (newer ? 7336 : 7344));
+        CHECK(l.interpreter.ceval_gil == 16);
+        CHECK(l.interpreter.gil_enabled == (newer ? 7736 : 7808));
+        CHECK(l.gil.last_holder == 16);
+        CHECK(l.gil.locked == 24);
+        CHECK(l.thread.next == 8);
+        CHECK(l.thread.interp == 16);
+        CHECK(l.thread.frame == 72);
+        CHECK(l.thread.thread_id == (newer ? 176 : 152));
+        CHECK(l.thread.native_thread_id == (newer ? 184 : 160));
+        CHECK(l.frame.code == 0);
+        CHECK(l.frame.previous == 8);
+        CHECK(l.frame.instr == 56);
+        CHECK(l.frame.localsplus == 80);
+        CHECK(l.frame.tlbc_index == 72);
+        CHECK(l.frame.owner == 78);
+        CHECK(l.code.firstlineno == 84);
+        CHECK(l.code.filename == 128);
+        CHECK(l.code.qualname == 144);
+        CHECK(l.code.linetable == 152);
+        CHECK(l.code.tlbc == 224);
+        CHECK(l.code.bytecode == 232);
+        CHECK(l.object.type == 24);
+        CHECK(l.type.name == 40);
+        CHECK(l.bytes.size == 32);
+        CHECK(l.bytes.data == 48);
+        CHECK(l.unicode.length == 32);
+        CHECK(l.unicode.state == 48);
+        CHECK(l.unicode.ascii_size == 56);
+        CHECK(l.unicode.compact_size == 72);
+    }
 }
 
 TEST_CASE("a newer minor version is read as the newest known, and that is said") {
