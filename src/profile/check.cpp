@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
+#include <string_view>
 
+#include "memattach/profile/figures.h"
 #include "memattach/profile/profile.h"
 
 namespace memattach::profile {
@@ -28,24 +30,10 @@ void check_number(const std::optional<double>& value, const char* name, const st
 }
 
 void check_figures(const Figures& f, const std::string& where) {
-    check_number(f.alloc_bytes, "alloc_bytes", where);
-    check_number(f.alloc_ci95, "alloc_ci95", where);
-    check_number(f.alloc_count, "alloc_count", where);
-    check_number(f.freed_bytes, "freed_bytes", where);
-    check_number(f.live_bytes, "live_bytes", where);
-    check_number(f.live_ci95, "live_ci95", where);
-    check_number(f.live_unconfirmed_bytes, "live_unconfirmed_bytes", where);
-    check_number(f.peak_bytes, "peak_bytes", where);
-    check_number(f.temporary_bytes, "temporary_bytes", where);
-    check_number(f.growth_bytes_per_min, "growth_bytes_per_min", where, true);
-    check_number(f.growth_ci95, "growth_ci95", where);
-    check_number(f.resident_bytes, "resident_bytes", where);
-    check_number(f.memory_pct, "memory_pct", where);
-    check_number(f.alloc_total_bytes, "alloc_total_bytes", where);
-    check_number(f.cpu_pct, "cpu_pct", where);
-    check_number(f.cpu_ci95, "cpu_ci95", where);
-    check_number(f.gil_pct, "gil_pct", where);
-    check_number(f.cpu_total_pct, "cpu_total_pct", where);
+    visit_figures(f, [&](const char* name, const auto& value) {
+        const bool may_be_negative = std::string_view(name) == "growth_bytes_per_min";
+        if (value) check_number(static_cast<double>(*value), name, where, may_be_negative);
+    });
     if (f.alloc_bytes && f.freed_bytes && f.live_bytes &&
         !same(*f.alloc_bytes - *f.freed_bytes, *f.live_bytes, *f.alloc_bytes)) {
         contradiction("{}: allocated {} − freed {} ≠ live {}", where, *f.alloc_bytes, *f.freed_bytes,

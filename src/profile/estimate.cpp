@@ -84,6 +84,7 @@ void SampleSum::add(double value, double kept, trace::AllocKind kind, std::uint6
 SampleSum& SampleSum::operator+=(const SampleSum& other) {
     value_ += other.value_;
     kept_variance_ += other.kept_variance_;
+    known_variance_ += other.known_variance_;
     samples_ += other.samples_;
     for (std::size_t kind = 0; kind < kAllocKinds; ++kind) {
         unwindowed_[kind].bytes += other.unwindowed_[kind].bytes;
@@ -98,9 +99,30 @@ SampleSum& SampleSum::operator+=(const SampleSum& other) {
     return *this;
 }
 
+SampleSum SampleSum::without(const SampleSum& part) const {
+    SampleSum rest(*this);
+    rest.value_ = std::max(0.0, value_ - part.value_);
+    rest.kept_variance_ = std::max(0.0, kept_variance_ - part.kept_variance_);
+    rest.known_variance_ += part.known_variance_;
+    rest.samples_ = samples_ - std::min(samples_, part.samples_);
+    for (std::size_t kind = 0; kind < kAllocKinds; ++kind) {
+        Seen& seen = rest.unwindowed_[kind];
+        seen.bytes = std::max(0.0, seen.bytes - part.unwindowed_[kind].bytes);
+        seen.count = std::max(0.0, seen.count - part.unwindowed_[kind].count);
+        if (!rest.windowed_[kind] || !part.windowed_[kind]) continue;
+        double& variance = rest.windowed_[kind]->kept_variance;
+        variance = std::max(0.0, variance - part.windowed_[kind]->kept_variance);
+        for (std::size_t g = 0; g < kWindowGroups; ++g) {
+            rest.windowed_[kind]->by_group[g] -= part.windowed_[kind]->by_group[g];
+        }
+    }
+    return rest;
+}
+
 void SampleSum::scale(double factor) {
     value_ *= factor;
     kept_variance_ *= factor * factor;
+    known_variance_ *= factor * factor;
     for (Seen& seen : unwindowed_) seen.bytes *= factor;
     for (const std::unique_ptr<Windowed>& windowed : windowed_) {
         if (!windowed) continue;
@@ -112,7 +134,7 @@ void SampleSum::scale(double factor) {
 SampleSum::Uncertainty SampleSum::uncertainty(const AllWindowTimes& times) const {
     Uncertainty result;
     result.samples = samples_;
-    result.variance = kept_variance_;
+    result.variance = kept_variance_ + known_variance_;
     double spread_of_variance = 0;  // Σ variance² / freedom, as Satterthwaite adds them up
     for (std::size_t kind = 0; kind < kAllocKinds; ++kind) {
         const Seen& seen = unwindowed_[kind];

@@ -63,16 +63,18 @@ void Ledger::advance(std::uint64_t time_ns) {
 
 /// The high-water mark, in O(1): an account remembers its live bytes at the peak only when it changes
 /// for the first time after it; until then they are what it has now.
-void Ledger::change(Account& account, double continuous, double windowed) {
+void Ledger::change(Account& account, double continuous, double windowed, double variance) {
     if (account.peak != peak_) {
         account.at_peak = account.live + account.windowed_live;
+        account.variance_at_peak = account.live_variance + account.windowed_variance;
         account.peak = peak_;
     }
     slots_.add_time(account.live_ns, account.changed_ns, now_ns_, account.live + account.windowed_live);
     account.changed_ns = now_ns_;
     account.live += continuous;
     account.windowed_live += windowed;
-    if (std::abs(account.live) < 1e-3) account.live = 0;
+    account.live_variance = std::max(0.0, account.live_variance + variance);
+    if (std::abs(account.live) < 1e-3) account.live = account.live_variance = 0;
     total_live_ += continuous + windowed;
     if (total_live_ > peak_live_) {
         peak_live_ = total_live_;
@@ -95,7 +97,7 @@ void Ledger::add(const trace::Alloc& alloc, CellId cell) {
     const std::uint32_t index = account_of(cell);
     Account& account = accounts_[index];
     account.alloc.add(size * times, kept, alloc.kind, alloc.window);
-    account.alloc_count += times;
+    account.count.add(times, kept, alloc.kind, alloc.window);
     account.born[slots_.slot_of(since_start(alloc.time_ns))] += 1;
 
     Block block{index, alloc.kind, alloc.size_bytes, size * times, kept, alloc.window, alloc.time_ns, 0};
@@ -122,7 +124,7 @@ void Ledger::add(const trace::Alloc& alloc, CellId cell) {
             if (kind.open.size() > kRecentWindows) close(kind, kind.open.begin()->first, alloc.time_ns);
         }
     } else {
-        change(account, block.weight, 0);
+        change(account, block.weight, 0, block.variance());
     }
     blocks_.emplace(key, block);
     if (alloc.kind == trace::AllocKind::mmap) mappings_[key] = alloc.size_bytes;
@@ -154,9 +156,11 @@ void Ledger::end_block(const Block& block, bool seen, double part) {
             }
         }
     }
-    if (seen && age < static_cast<double>(kTemporaryNs)) account.temporary += weight;
+    if (seen && age < static_cast<double>(kTemporaryNs)) {
+        account.temporary.add(weight, block.kept, block.kind, block.window);
+    }
     if (block.window == 0) {
-        change(account, -weight, 0);
+        change(account, -weight, 0, -block.variance());
         // Moments of its lifetime; the slope of live bytes is linear in them.
         const double s = 1e-9;
         const double v = age * s;
@@ -226,6 +230,7 @@ void Ledger::unmap(const trace::Free& free) {
             Block rest = block;
             rest.size = bytes;
             rest.weight *= share(bytes);
+            if (rest.window == 0) change(accounts_[rest.account], 0, 0, rest.variance());
             blocks_.insert_or_assign({key.pid, address}, rest);
             mappings_[{key.pid, address}] = bytes;
         };
@@ -281,10 +286,17 @@ void Ledger::thin() {
     for (auto it = blocks_.begin(); it != blocks_.end();) {
         Block& block = it->second;
         keep = !keep;
-        if (block.window == 0) change(accounts_[block.account], keep ? block.weight : -block.weight, 0);
+        const double weight = block.weight;
+        const double variance = block.variance();
         if (keep) {
             block.weight *= 2;
             block.kept /= 2;
+        }
+        if (block.window == 0) {
+            change(accounts_[block.account], keep ? weight : -weight, 0,
+                   keep ? block.variance() - variance : -variance);
+        }
+        if (keep) {
             ++it;
         } else {
             if (block.kind == trace::AllocKind::mmap) mappings_.erase(it->first);

@@ -26,10 +26,11 @@ MemoryFigures& MemoryFigures::operator+=(const MemoryFigures& other) {
     alloc += other.alloc;
     live += other.live;
     growth += other.growth;
-    alloc_count += other.alloc_count;
+    count += other.count;
+    temporary += other.temporary;
     unconfirmed += other.unconfirmed;
     peak += other.peak;
-    temporary += other.temporary;
+    peak_variance += other.peak_variance;
     slot_ns = other.slot_ns;
     for (std::size_t i = 0; i < TimeSlots::kSlots; ++i) {
         live_in_slot[i] += other.live_in_slot[i];
@@ -122,7 +123,10 @@ std::vector<Ledger::Estimate> Ledger::estimate(double now_ns, const TimeSlots& s
                 if (!final) continue;
                 add(*w.block, unseen.alive);
                 estimate.unconfirmed += w.block->weight * unseen.alive;
-                estimate.temporary += w.block->weight * unseen.temporary;
+                if (unseen.temporary > 0) {
+                    estimate.temporary.add(w.block->weight * unseen.temporary, w.block->kept, w.block->kind,
+                                           w.block->window);
+                }
                 estimate.unwatched += 1;
                 estimate.all_missed *= 1 - times_[static_cast<std::size_t>(w.block->kind)].fraction();
             }
@@ -157,6 +161,11 @@ void Ledger::estimate_windowed() {
         Account& account = accounts_[i];
         changes[i] = estimates[i].windowed_live + account.brief_byte_ns / elapsed - account.windowed_live;
         account.brief_byte_ns = 0;
+        if (account.windowed_live > 0 || changes[i] > 0) {
+            // From all its blocks, those that are watched without a break among them.
+            const double variance = estimates[i].live.uncertainty(times_).variance;
+            account.windowed_variance = std::max(0.0, variance - account.live_variance);
+        }
         if (changes[i] < 0) change(account, 0, changes[i]);
     }
     for (std::size_t i = 0; i < accounts_.size(); ++i) {
@@ -170,18 +179,24 @@ MemoryFigures Ledger::figures_of(const Account& account, Estimate&& estimate, do
     figures.alloc = account.alloc;
     figures.live = std::move(estimate.live);
     figures.growth = std::move(estimate.growth);
-    figures.alloc_count = account.alloc_count;
+    figures.count = account.count;
     figures.unconfirmed = estimate.unconfirmed;
-    figures.temporary = account.temporary + estimate.temporary;
-    figures.peak =
-        std::max(0.0, account.peak == peak_ ? account.at_peak : account.live + account.windowed_live);
+    figures.temporary = account.temporary;
+    figures.temporary += estimate.temporary;
+    const bool changed_since = account.peak == peak_;
+    figures.peak = std::max(0.0, changed_since ? account.at_peak : account.live + account.windowed_live);
+    figures.peak_variance =
+        changed_since ? account.variance_at_peak : account.live_variance + account.windowed_variance;
     // After thinning the blocks that are left may stand for more than was allocated.
     if (const double alloc = figures.alloc.value(); figures.live.value() > alloc) {
         const double fit = figures.live.value() > 0 ? alloc / figures.live.value() : 0;
         figures.live.scale(fit);
         figures.unconfirmed *= fit;
     }
-    figures.temporary = std::min(figures.temporary, figures.alloc.value() - figures.live.value());
+    if (const double freed = figures.alloc.value() - figures.live.value();
+        figures.temporary.value() > freed) {
+        figures.temporary.scale(std::max(0.0, freed) / figures.temporary.value());
+    }
     figures.unwatched = estimate.unwatched;
     figures.all_missed = estimate.all_missed;
     figures.surviving_of_slot = estimate.surviving;
@@ -230,7 +245,10 @@ Ledger::Result Ledger::evaluate(std::uint64_t end_ns) const {
     }
     // The end may be the highest moment yet.
     if (live > peak) {
-        for (auto& [cell, figures] : result.cells) figures.peak = figures.live.value();
+        for (auto& [cell, figures] : result.cells) {
+            figures.peak = figures.live.value();
+            figures.peak_variance = figures.live.uncertainty(times_).variance;
+        }
     }
     return result;
 }

@@ -1,6 +1,7 @@
 #include "memattach/profile/rows.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "memattach/profile/estimate.h"
 
@@ -81,7 +82,7 @@ void RowMaker::add(const Cell& cell, const MemoryFigures* memory) {
         if (sums.seen_by == seen_by) return;  // recursion: a stack counts once
         sums.seen_by = seen_by;
         sums.total_samples += cell.cpu.samples;
-        if (memory) sums.total_alloc += memory->alloc.value();
+        if (memory) sums.total_alloc += memory->alloc;
     };
 
     add_self(all_);
@@ -126,34 +127,57 @@ void RowMaker::write_memory(Figures& f, const MemoryFigures& memory, const AllWi
     const double live = std::max(0.0, memory.live.value());
     f.alloc_bytes = alloc;
     f.alloc_ci95 = memory.alloc.uncertainty(times).half_width95();
-    f.alloc_count = memory.alloc_count;
+    f.alloc_count = memory.count.value();
+    f.alloc_count_ci95 = memory.count.uncertainty(times).half_width95();
     f.live_bytes = live;
     f.live_ci95 = memory.live.uncertainty(times).half_width95();
     f.live_unconfirmed_bytes = memory.unconfirmed;
     f.freed_bytes = std::max(0.0, alloc - live);
+    f.freed_ci95 = memory.alloc.without(memory.live).uncertainty(times).half_width95();
     f.peak_bytes = std::max(0.0, memory.peak);
-    f.temporary_bytes = memory.temporary;
+    f.peak_ci95 = kZ95 * std::sqrt(memory.peak_variance);
+    f.temporary_bytes = memory.temporary.value();
+    f.temporary_ci95 = memory.temporary.uncertainty(times).half_width95();
     if (duration_s >= 1) {
         f.growth_bytes_per_min = memory.growth.value();
         f.growth_ci95 = memory.growth.uncertainty(times).half_width95();
     }
 }
 
+/// Of a row's share of all bytes, in percentage points: both the row and the rest are known only so well.
+double RowMaker::share_half_width(const SampleSum& row, const AllWindowTimes& times) const {
+    const double all = all_.memory.alloc.value();
+    if (!(all > 0)) return 100;
+    const double share = std::min(1.0, row.value() / all);
+    const double of_row = row.uncertainty(times).half_width95();
+    const double of_rest = all_.memory.alloc.without(row).uncertainty(times).half_width95();
+    return std::min(100.0, 100 * std::hypot((1 - share) * of_row, share * of_rest) / all);
+}
+
 Figures RowMaker::figures_of(const Sums& sums, const Measured& measured) const {
     Figures f;
     if (options_.memory) {
         write_memory(f, sums.memory, measured.times, measured.duration_s);
-        f.alloc_total_bytes = sums.total_alloc;
+        f.alloc_total_bytes = sums.total_alloc.value();
+        f.alloc_total_ci95 = sums.total_alloc.uncertainty(measured.times).half_width95();
         // A row that few windows hit knows little by itself, but it is a part of the whole.
         const auto cap = [](double half_width, double value, double whole, double whole_half_width) {
             return std::min(half_width, std::max(value, whole + whole_half_width - value));
         };
-        f.alloc_ci95 = cap(*f.alloc_ci95, *f.alloc_bytes, measured.all.alloc_bytes.value_or(0),
-                           measured.all.alloc_ci95.value_or(0));
-        f.live_ci95 = cap(*f.live_ci95, *f.live_bytes, measured.all.live_bytes.value_or(0),
-                          measured.all.live_ci95.value_or(0));
+        const auto cap_figure = [&](std::optional<double> Figures::*value,
+                                    std::optional<double> Figures::*half) {
+            f.*half = cap((f.*half).value_or(0), (f.*value).value_or(0), (measured.all.*value).value_or(0),
+                          (measured.all.*half).value_or(0));
+        };
+        cap_figure(&Figures::alloc_bytes, &Figures::alloc_ci95);
+        cap_figure(&Figures::alloc_count, &Figures::alloc_count_ci95);
+        cap_figure(&Figures::freed_bytes, &Figures::freed_ci95);
+        cap_figure(&Figures::live_bytes, &Figures::live_ci95);
+        cap_figure(&Figures::peak_bytes, &Figures::peak_ci95);
+        cap_figure(&Figures::temporary_bytes, &Figures::temporary_ci95);
         const double all = all_.memory.alloc.value();
         f.memory_pct = all > 0 ? 100 * *f.alloc_bytes / all : 0;
+        f.memory_ci95 = share_half_width(sums.memory.alloc, measured.times);
     }
     if (options_.cpu) {
         const CpuCounts& self = sums.self;
@@ -206,6 +230,7 @@ void RowMaker::write_files(Profile& profile, const Measured& measured) const {
         // Lines call each other: a file's total is not the sum of its lines'.
         file.figures.cpu_total_pct.reset();
         file.figures.alloc_total_bytes.reset();
+        file.figures.alloc_total_ci95.reset();
         std::sort(file.lines.begin(), file.lines.end(), [](const LineRow& a, const LineRow& b) {
             return a.line != b.line ? a.line < b.line : a.function < b.function;
         });
@@ -242,9 +267,13 @@ void RowMaker::write_totals(Profile& profile, const Measured& measured) const {
     totals.alloc_bytes = f.alloc_bytes;
     totals.alloc_ci95 = f.alloc_ci95;
     totals.alloc_count = f.alloc_count;
+    totals.alloc_count_ci95 = f.alloc_count_ci95;
     totals.freed_bytes = f.freed_bytes;
+    totals.freed_ci95 = f.freed_ci95;
     totals.live_bytes = f.live_bytes;
+    totals.live_ci95 = f.live_ci95;
     totals.peak_bytes = f.peak_bytes;
+    totals.peak_ci95 = f.peak_ci95;
 }
 
 void RowMaker::write(Profile& profile, const ThreadNames& names, const AllWindowTimes& times,

@@ -125,9 +125,13 @@ void read_totals(const Json& root, profile::Totals& totals) {
     read(from, "alloc_bytes", at, totals.alloc_bytes);
     read(from, "alloc_ci95", at, totals.alloc_ci95);
     read(from, "alloc_count", at, totals.alloc_count);
+    read(from, "alloc_count_ci95", at, totals.alloc_count_ci95);
     read(from, "freed_bytes", at, totals.freed_bytes);
+    read(from, "freed_ci95", at, totals.freed_ci95);
     read(from, "live_bytes", at, totals.live_bytes);
+    read(from, "live_ci95", at, totals.live_ci95);
     read(from, "peak_bytes", at, totals.peak_bytes);
+    read(from, "peak_ci95", at, totals.peak_ci95);
     read(from, "rss_start_bytes", at, totals.rss_start_bytes);
     read(from, "rss_end_bytes", at, totals.rss_end_bytes);
     read(from, "rss_peak_bytes", at, totals.rss_peak_bytes);

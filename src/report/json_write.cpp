@@ -56,8 +56,10 @@ void write_session(JsonWriter& w, const profile::Session& session) {
 void write_totals(JsonWriter& w, const profile::Totals& totals) {
     w.key("totals").open_object();
     w.member("alloc_bytes", totals.alloc_bytes).member("alloc_ci95", totals.alloc_ci95);
-    w.member("alloc_count", totals.alloc_count).member("freed_bytes", totals.freed_bytes);
-    w.member("live_bytes", totals.live_bytes).member("peak_bytes", totals.peak_bytes);
+    w.member("alloc_count", totals.alloc_count).member("alloc_count_ci95", totals.alloc_count_ci95);
+    w.member("freed_bytes", totals.freed_bytes).member("freed_ci95", totals.freed_ci95);
+    w.member("live_bytes", totals.live_bytes).member("live_ci95", totals.live_ci95);
+    w.member("peak_bytes", totals.peak_bytes).member("peak_ci95", totals.peak_ci95);
     w.member("rss_start_bytes", totals.rss_start_bytes).member("rss_end_bytes", totals.rss_end_bytes);
     w.member("rss_peak_bytes", totals.rss_peak_bytes);
     w.member("before_attach_bytes", totals.before_attach_bytes);

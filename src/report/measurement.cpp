@@ -52,12 +52,20 @@ std::string memory_text(const profile::Profile& profile) {
     return text;
 }
 
+std::string half_width_text(const std::optional<double>& bytes) {
+    return bytes ? fmt::format(" (± {})", bytes_text(*bytes)) : "";
+}
+
 std::string totals_text(const profile::Totals& totals) {
     std::string text = fmt::format("{} allocated", bytes_text(*totals.alloc_bytes));
-    if (totals.alloc_ci95) text += fmt::format(" (± {})", bytes_text(*totals.alloc_ci95));
+    text += half_width_text(totals.alloc_ci95);
     if (totals.freed_bytes) join(text, bytes_text(*totals.freed_bytes) + " of it freed");
-    if (totals.live_bytes) join(text, bytes_text(*totals.live_bytes) + " live at the end");
-    if (totals.peak_bytes) join(text, bytes_text(*totals.peak_bytes) + " at the peak");
+    if (totals.live_bytes) {
+        join(text, bytes_text(*totals.live_bytes) + half_width_text(totals.live_ci95) + " live at the end");
+    }
+    if (totals.peak_bytes) {
+        join(text, bytes_text(*totals.peak_bytes) + half_width_text(totals.peak_ci95) + " at the peak");
+    }
     return text;
 }
 

@@ -60,6 +60,7 @@ std::vector<Column> columns_for(bool cpu, bool memory) {
         columns.push_back({"±", [](const Figures& f) { return half_width_text(f.alloc_ci95, 1e6); }, {}, 1});
         columns.push_back(
             {"Live (MB)", [](const Figures& f) { return megabytes_text(f.live_bytes); }, {}, 2});
+        columns.push_back({"±", [](const Figures& f) { return half_width_text(f.live_ci95, 1e6); }, {}, 3});
         columns.push_back(
             {"Peak (MB)", [](const Figures& f) { return megabytes_text(f.peak_bytes); }, {}, 3});
     }

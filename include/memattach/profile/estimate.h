@@ -69,8 +69,11 @@ class SampleSum {
     /// A part that is known with this variance, by itself.
     void add_known(double value, double variance) {
         value_ += value;
-        kept_variance_ += variance;
+        known_variance_ += variance;
     }
+    /// What is left without `part`, the sum of some of these samples: together they vary less than each
+    /// alone.
+    [[nodiscard]] SampleSum without(const SampleSum& part) const;
     SampleSum& operator+=(const SampleSum& other);
     void scale(double factor);
 
@@ -93,6 +96,7 @@ class SampleSum {
 
     double value_ = 0;
     double kept_variance_ = 0;  ///< of samples outside of windows
+    double known_variance_ = 0;
     /// Those samples' own sizes, by kind: how large a block of this row is that no window happened to meet.
     struct Seen {
         double bytes = 0, count = 0;

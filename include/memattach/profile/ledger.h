@@ -37,10 +37,11 @@ struct MemoryFigures {
     SampleSum alloc;
     SampleSum live;
     SampleSum growth;  ///< bytes per minute, slope of live bytes over the session
-    double alloc_count = 0;
+    SampleSum count;
+    SampleSum temporary;
     double unconfirmed = 0;  ///< part of live
     double peak = 0;
-    double temporary = 0;
+    double peak_variance = 0;
     double slot_ns = 0;
     TimeSlots::Values live_in_slot{};       ///< mean live bytes over each slot
     TimeSlots::Values born_in_slot{};       ///< sampled blocks
@@ -97,15 +98,15 @@ class Ledger {
         std::uint64_t window;
         std::uint64_t birth_ns;
         std::uint64_t closed_ns;  ///< when watching it without a break ended; 0: it hasn't
+        [[nodiscard]] double variance() const { return weight * weight * (1 - kept); }
     };
     struct Account {
         CellId cell{};
-        SampleSum alloc;
-        double alloc_count = 0;
-        double temporary = 0;
+        SampleSum alloc, count, temporary;
         double live = 0;           ///< blocks that are watched without a break
         double windowed_live = 0;  ///< the others, as of the last estimate
-        double at_peak = 0;
+        double live_variance = 0, windowed_variance = 0;
+        double at_peak = 0, variance_at_peak = 0;
         std::uint64_t peak = 0;       ///< number of the peak that `at_peak` belongs to
         double changed_ns = 0;        ///< up to when live_ns is filled
         TimeSlots::Values live_ns{};  ///< bytes × ns in each slot
@@ -121,8 +122,8 @@ class Ledger {
     };
     /// What is estimated of one account's blocks.
     struct Estimate {
-        SampleSum live, growth;
-        double windowed_live = 0, unconfirmed = 0, temporary = 0, unwatched = 0, all_missed = 1;
+        SampleSum live, growth, temporary;
+        double windowed_live = 0, unconfirmed = 0, unwatched = 0, all_missed = 1;
         TimeSlots::Values surviving{};
         std::array<LifeTable, 2> lifetimes;
     };
@@ -139,7 +140,7 @@ class Ledger {
     std::uint32_t account_of(CellId cell);
     [[nodiscard]] double since_start(std::uint64_t time_ns) const;
     void advance(std::uint64_t time_ns);
-    void change(Account& account, double continuous, double windowed);
+    void change(Account& account, double continuous, double windowed, double variance = 0);
     void end_block(const Block& block, bool seen, double part);
     void erase(const Key& key);
     void thin();

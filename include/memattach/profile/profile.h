@@ -65,18 +65,24 @@ struct Figures {
     std::optional<double> alloc_bytes;
     std::optional<double> alloc_ci95;  ///< half width, bytes
     std::optional<double> alloc_count;
+    std::optional<double> alloc_count_ci95;
     std::optional<double> freed_bytes;
+    std::optional<double> freed_ci95;
     std::optional<double> live_bytes;  ///< alloc_bytes − freed_bytes
     std::optional<double> live_ci95;
     std::optional<double>
         live_unconfirmed_bytes;  ///< part of live_bytes whose end may have been missed ("not seen freed")
     std::optional<double> peak_bytes;
+    std::optional<double> peak_ci95;
     std::optional<double> temporary_bytes;
+    std::optional<double> temporary_ci95;
     std::optional<double> growth_bytes_per_min;
     std::optional<double> growth_ci95;  ///< half width
     std::optional<double> resident_bytes;
-    std::optional<double> memory_pct;  ///< share of allocated bytes
+    std::optional<double> memory_pct;   ///< share of allocated bytes
+    std::optional<double> memory_ci95;  ///< half width, percentage points
     std::optional<double> alloc_total_bytes;
+    std::optional<double> alloc_total_ci95;
     // CPU; absent when the lens was off
     std::optional<double> cpu_pct;     ///< share of the samples taken on CPU
     std::optional<double> cpu_ci95;    ///< half width, percentage points
@@ -145,7 +151,8 @@ struct TimelinePoint {
 };
 
 struct Totals {
-    std::optional<double> alloc_bytes, alloc_ci95, alloc_count, freed_bytes, live_bytes, peak_bytes;
+    std::optional<double> alloc_bytes, alloc_ci95, alloc_count, alloc_count_ci95, freed_bytes, freed_ci95;
+    std::optional<double> live_bytes, live_ci95, peak_bytes, peak_ci95;
     std::optional<double> rss_start_bytes, rss_end_bytes, rss_peak_bytes;
     std::optional<double> before_attach_bytes;  ///< resident at attach: never smeared over lines
     std::optional<std::uint64_t> unknown_frees;

@@ -45,7 +45,7 @@ class RowMaker {
         CpuCounts self;
         MemoryFigures memory;
         std::uint64_t total_samples = 0;
-        double total_alloc = 0;
+        SampleSum total_alloc;
         std::uint64_t seen_by = 0;  ///< the last cell that was added to the totals, plus one
     };
     struct Line {
@@ -74,6 +74,7 @@ class RowMaker {
         double duration_s;
         Figures all;  ///< of everything; memory alone
     };
+    [[nodiscard]] double share_half_width(const SampleSum& row, const AllWindowTimes& times) const;
     [[nodiscard]] Figures figures_of(const Sums& sums, const Measured& measured) const;
     void write_files(Profile& profile, const Measured& measured) const;
     void write_functions(Profile& profile, const Measured& measured) const;

@@ -110,12 +110,13 @@
   function drawCards() {
     const card = (k, v, pm, s) => el("div", {class: "panel card"}, el("div", {class: "k"}, k),
       el("div", {class: "v"}, v, pm && el("small", {}, pm)), s && el("div", {class: "s"}, s));
+    const pm = half => known(half) && "± " + bytes(half);
     const cards = [];
     if (hasMemory) {
-      cards.push(card("Allocated", bytes(totals.alloc_bytes), known(totals.alloc_ci95) && "± " + bytes(totals.alloc_ci95),
+      cards.push(card("Allocated", bytes(totals.alloc_bytes), pm(totals.alloc_ci95),
         known(totals.alloc_count) && comma(totals.alloc_count) + " allocations"));
-      cards.push(card("Live at the end", bytes(totals.live_bytes), null, bytes(totals.freed_bytes) + " freed"));
-      cards.push(card("Peak of live", bytes(totals.peak_bytes)));
+      cards.push(card("Live at the end", bytes(totals.live_bytes), pm(totals.live_ci95), bytes(totals.freed_bytes) + " freed"));
+      cards.push(card("Peak of live", bytes(totals.peak_bytes), pm(totals.peak_ci95)));
     }
     if (known(totals.rss_end_bytes)) cards.push(card("Resident memory", bytes(totals.rss_end_bytes), null,
       known(totals.rss_start_bytes) && bytes(totals.rss_start_bytes) + " at the start"));
@@ -217,14 +218,15 @@
   // --- the table -----------------------------------------------------------------------------------
   const number = (key, title, text, more) => ({key, title, text, ...more});
   const withPm = (value, pm) => [value, known(pm) ? el("span", {class: "pm"}, "± " + pm) : null];
+  const bytesWithPm = (value, pm) => withPm(bytes(value), value > 0 && pm > 0 ? bytes(pm) : null);
   function columns() {
     const list = [{key: "path", title: "Where", left: true}];
     if (hasMemory) list.push(
       number("memory_pct", "Memory", r => pct(r.memory_pct), {bar: "memory"}),
-      number("alloc_bytes", "Allocated", r => withPm(bytes(r.alloc_bytes), r.alloc_bytes > 0 && r.alloc_ci95 > 0 ? bytes(r.alloc_ci95) : null)),
-      number("live_bytes", "Live", r => bytes(r.live_bytes)),
-      number("peak_bytes", "At peak", r => bytes(r.peak_bytes)),
-      number("temporary_bytes", "Temporary", r => bytes(r.temporary_bytes)),
+      number("alloc_bytes", "Allocated", r => bytesWithPm(r.alloc_bytes, r.alloc_ci95)),
+      number("live_bytes", "Live", r => bytesWithPm(r.live_bytes, r.live_ci95)),
+      number("peak_bytes", "At peak", r => bytesWithPm(r.peak_bytes, r.peak_ci95)),
+      number("temporary_bytes", "Temporary", r => bytesWithPm(r.temporary_bytes, r.temporary_ci95)),
       number("growth_bytes_per_min", "Growth / min", r => Math.abs(r.growth_bytes_per_min) > (r.growth_ci95 || 0) ? bytes(r.growth_bytes_per_min) : "–"));
     if (hasCpu) list.push(
       number("cpu_pct", "CPU", r => withPm(pct(r.cpu_pct), r.cpu_pct > 0 && known(r.cpu_ci95) ? r.cpu_ci95.toFixed(1) : null), {bar: "cpu"}),

@@ -178,7 +178,12 @@ std::map<std::string, Tally> cover(const Sampling& sampling, int runs) {
             const auto* row = Scenario::line(p, "/app/p.py", static_cast<std::uint32_t>(l + 1));
             if (!row || *row->figures.alloc_bytes == 0) continue;
             all += truth;
-            tallies[kProgram[l].name].add(*row->figures.alloc_bytes, *row->figures.alloc_ci95, truth);
+            const profile::Figures& f = row->figures;
+            tallies[kProgram[l].name].add(*f.alloc_bytes, *f.alloc_ci95, truth);
+            // Blocks of one line are of one size, and all are freed at once.
+            tallies[std::string(kProgram[l].name) + ", count"].add(*f.alloc_count, *f.alloc_count_ci95,
+                                                                   truth / kProgram[l].size);
+            tallies[std::string(kProgram[l].name) + ", freed"].add(*f.freed_bytes, *f.freed_ci95, truth);
         }
         tallies["total"].add(*p.totals.alloc_bytes, *p.totals.alloc_ci95, all);
     }
@@ -202,6 +207,71 @@ TEST_CASE("armed all the time: 95 % intervals hold the truth in 95 % of runs") {
     for (const auto& [name, tally] : cover(sampling, 200)) {
         CAPTURE(name);
         CHECK(tally.coverage() >= 0.91);
+    }
+}
+
+TEST_CASE("armed all the time: live, freed and peak bytes lie in their intervals") {
+    // Two lines fill up and are cut down in turns: the peak is in the middle, and is not the end.
+    constexpr int kRuns = 200;
+    constexpr double kSize = 20e3, kThreshold = 100e3;
+    std::map<std::string, Tally> tallies;
+    for (int run = 0; run < kRuns; ++run) {
+        std::mt19937_64 random(static_cast<std::uint64_t>(run));
+        std::uniform_real_distribution<double> uniform;
+        Scenario s;
+        profile::BuildOptions options;
+        options.cpu = false;
+        options.memory = true;
+        options.start_ns = 1;
+        profile::Builder builder(s.table, options);
+        const profile::StackId stack = builder.intern({s.frame("f", "/app/p.py", 1)});
+        const double kept = -std::expm1(-kSize / kThreshold);
+        std::vector<trace::Alloc> live;
+        std::uint64_t now = 1;
+        const auto allocate = [&](int count) {
+            for (int i = 0; i < count; ++i) {
+                now += 100'000;
+                if (uniform(random) >= kept) continue;
+                trace::Alloc alloc;
+                alloc.time_ns = now;
+                alloc.address = 0x10000 + 16 * now;
+                alloc.size_bytes = static_cast<std::uint64_t>(kSize);
+                alloc.sampling_bytes = kThreshold;
+                builder.add(alloc, stack);
+                live.push_back(alloc);
+            }
+        };
+        // Blocks that are sampled are freed like all others: each with the same chance.
+        allocate(6000);
+        const double at_peak = 6000 * kSize;
+        std::size_t left = 0;
+        for (const trace::Alloc& alloc : live) {
+            now += 1000;
+            if (alloc.time_ns % 200'000 == 1) {
+                live[left++] = alloc;
+                continue;
+            }
+            trace::Free free;
+            free.time_ns = now;
+            free.address = alloc.address;
+            builder.add(free);
+        }
+        live.resize(left);
+        allocate(1000);
+        profile::Session session;
+        session.duration_s = static_cast<double>(now) / kSecond;
+        const profile::Profile p = builder.finish({}, session, {});
+        profile::check(p);
+        const profile::Figures& f = Scenario::line(p, "/app/p.py", 1)->figures;
+        tallies["live"].add(*f.live_bytes, *f.live_ci95, 4000 * kSize);
+        tallies["freed"].add(*f.freed_bytes, *f.freed_ci95, 3000 * kSize);
+        tallies["peak"].add(*f.peak_bytes, *f.peak_ci95, at_peak);
+        tallies["total's peak"].add(*p.totals.peak_bytes, *p.totals.peak_ci95, at_peak);
+    }
+    for (const auto& [name, tally] : tallies) {
+        CAPTURE(name);
+        CHECK(tally.coverage() >= 0.91);
+        CHECK(tally.coverage() <= 0.995);  // an interval that always holds the truth says less than it could
     }
 }
 

@@ -60,9 +60,9 @@ TEST_CASE("the table of a profile with memory has the design's columns, leak sus
     const auto has = [&](const char* text) { return table.find(text) != std::string::npos; };
     CHECK(table.starts_with("/srv/app/data_processor.py "));
     CHECK(has("100.0 % of allocated memory\n"));
-    CHECK(has(" Line | Memory % | Memory (MB) |  ± | Live (MB) | Peak (MB) |  CPU % | Python % | Code\n"));
+    CHECK(has(" Line | Memory % | Memory (MB) |  ± | Live (MB) |  ± | Peak (MB) |  CPU % | Python % | Code\n"));
     CHECK(
-        has("   12 |   63.2 % |       462.6 | 24 |       6.9 |       6.9 | 77.0 % |   66.5 % | "
+        has("   12 |   63.2 % |       462.6 | 24 |       6.9 |  3 |       6.9 | 77.0 % |   66.5 % | "
             "result = [self.transform(r) for r in records]\n"));
     CHECK(has(
         "Leak suspects\n  1. /srv/app/data_processor.py:31  in Cache.put\n     grows 227 MB a minute (± "));
