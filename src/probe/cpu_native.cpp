@@ -29,6 +29,7 @@ const NativeFrame& NativeFrames::frame_at(base::Address address) {
     frame.eval_loop =
         frame.interpreter && (symbol.name.starts_with("_PyEval_EvalFrameDefault") ||
                               (symbol.name.empty() && eval_loop_ && eval_loop_->contains(address)));
+    frame.unnamed = symbol.name.empty();
     frame.frame.function = functions_.intern(
         {symbol.name.empty() ? "<native>" : symbol.name, symbol.module, 0, trace::FunctionKind::native});
     return frames_.emplace(address, frame).first->second;

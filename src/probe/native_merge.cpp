@@ -34,6 +34,7 @@ trace::Stack merge_stacks(std::span<const NativeFrame> native, std::span<const t
             seen_loop = true;
             if (run < run_ends.size()) take_python_to(run_ends[run++]);
         } else if (!seen_loop || !frame.interpreter) {
+            if (frame.unnamed && !out.empty() && out.back() == frame.frame) continue;
             out.push_back(frame.frame);
         }
     }

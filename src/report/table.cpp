@@ -50,7 +50,7 @@ struct Column {
     int expendable = 0;
 };
 
-std::vector<Column> columns_for(bool cpu, bool memory) {
+std::vector<Column> columns_for(bool cpu, bool memory, double wait_period_s) {
     std::vector<Column> columns;
     if (memory) {
         columns.push_back({"Memory %", [](const Figures& f) { return percent_text(f.memory_pct); },
@@ -73,6 +73,15 @@ std::vector<Column> columns_for(bool cpu, bool memory) {
                 {"Total %", [](const Figures& f) { return percent_text(f.cpu_total_pct); }, {}, 2});
         }
         columns.push_back({"Python %", [](const Figures& f) { return percent_text(f.python_pct); }, {}, 4});
+        if (wait_period_s > 0) {
+            columns.push_back({"Wait (s)",
+                               [wait_period_s](const Figures& f) {
+                                   const auto samples = static_cast<double>(f.wait_samples.value_or(0));
+                                   return fmt::format("{:.1f}", samples * wait_period_s);
+                               },
+                               {},
+                               0});
+        }
     }
     return columns;
 }
@@ -100,6 +109,15 @@ bool costs_anything(const Figures& f) {
     return f.cpu_samples.value_or(0) > 0 || f.wait_samples.value_or(0) > 0 || f.alloc_bytes.value_or(0) > 0;
 }
 
+/// Whether a row of these would show anything but zeros.
+bool shows_anything(const Figures& f) {
+    const auto shown = [](const std::optional<double>& value, double unit) {
+        return value.value_or(0) >= 0.05 * unit;
+    };
+    return shown(f.memory_pct, 1) || shown(f.live_bytes, 1e6) || shown(f.peak_bytes, 1e6) ||
+           shown(f.cpu_pct, 1) || f.wait_samples.value_or(0) > 0;
+}
+
 class Table {
   public:
     Table(const profile::Profile& profile, const TableOptions& options)
@@ -118,6 +136,7 @@ class Table {
             for (const Group& group : groups_) write_group(group);
             write_left_out();
         }
+        write_threads();
         write_hotspots();
         write_leaks();
         out_ += "\n" + measurement_text(profile_);
@@ -164,11 +183,13 @@ class Table {
         }
         std::vector<std::size_t> order(rows.size());
         for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
-        std::stable_sort(order.begin(), order.end(),
-                         [&](std::size_t a, std::size_t b) { return rows[a].cost > rows[b].cost; });
+        std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+            const auto waits = [&](std::size_t i) { return rows[i].figures->wait_samples.value_or(0); };
+            return std::pair(rows[a].cost, waits(a)) > std::pair(rows[b].cost, waits(b));
+        });
         for (std::size_t i = 0; i < order.size(); ++i) {
             const Row& row = rows[order[i]];
-            if (i < options_.max_rows) {
+            if (i < options_.max_rows && (i == 0 || shows_anything(*row.figures))) {
                 groups_[group_of[order[i]]].rows.push_back(row);
             } else {
                 ++left_out_;
@@ -180,7 +201,11 @@ class Table {
     }
 
     void choose_columns() {
-        columns_ = columns_for(cpu_, memory_);
+        const bool waits = std::any_of(profile_.files.begin(), profile_.files.end(), [](const auto& file) {
+            return file.figures.wait_samples.value_or(0) > 0;
+        });
+        const double rate_hz = profile_.session.rate_hz;
+        columns_ = columns_for(cpu_, memory_, waits && rate_hz > 0 ? 1 / rate_hz : 0);
         label_width_ = options_.functions ? 8 : 4;
         for (const Group& group : groups_) {
             for (const Row& row : group.rows) label_width_ = std::max(label_width_, columns_of(row.label));
@@ -271,6 +296,34 @@ class Table {
             shares += fmt::format("{}{:.1f} % of CPU time", shares.empty() ? "" : " and ", left_out_cpu_);
         out_ +=
             colored(kDim, fmt::format("\n… and {} more {} with {}\n", count_text(left_out_), noun, shares));
+    }
+
+    /// With --threads. Each thread's shares, named as the kernel has it.
+    void write_threads() {
+        if (profile_.threads.empty()) return;
+        constexpr std::size_t kMost = 20;
+        const bool several = std::any_of(
+            profile_.threads.begin(), profile_.threads.end(),
+            [&](const profile::ThreadRow& row) { return row.pid != profile_.threads.front().pid; });
+        std::vector<const profile::ThreadRow*> rows;
+        for (const profile::ThreadRow& row : profile_.threads)
+            if (rows.size() < kMost && costs_anything(row.figures)) rows.push_back(&row);
+        if (rows.empty()) return;
+        out_ += "\n" + colored(kBold, "Threads") + "\n";
+        for (const profile::ThreadRow* row : rows) {
+            std::string text;
+            const auto add_share = [&](const std::optional<double>& pct, const char* of) {
+                text += fmt::format("  {} of {}", pad_left(percent_text(pct.value_or(0)), 7), of);
+            };
+            if (memory_) add_share(row->figures.memory_pct, "allocated memory");
+            if (cpu_) add_share(row->figures.cpu_pct, "CPU time");
+            text += fmt::format("  {} \"{}\"", row->tid, base::printable(row->name, 100));
+            if (several) text += fmt::format(" of process {}", row->pid);
+            out_ += (options_.width > 0 ? cut_right(text, options_.width) : text) + "\n";
+        }
+        if (profile_.threads.size() > rows.size())
+            out_ += colored(
+                kDim, fmt::format("  … and {} more\n", count_text(profile_.threads.size() - rows.size())));
     }
 
     static std::string place(const std::string& path, std::uint32_t line) {

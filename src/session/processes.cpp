@@ -95,7 +95,6 @@ void Processes::account(Watched& watched) {
 }
 
 void Processes::end_probe(Watched& watched) {
-    account(watched);
     if (watched.allocs) {
         watched.allocs->finish();
         memory_.add(watched.allocs->stats());
@@ -117,6 +116,7 @@ void Processes::end_probe(Watched& watched) {
 void Processes::drop(int pid) {
     const auto found = watched_.find(pid);
     if (found == watched_.end()) return;
+    account(*found->second);
     end_probe(*found->second);
     ended_cpu_s_ += static_cast<double>(found->second->last_cpu_ns - found->second->start_cpu_ns) / 1e9;
     watched_.erase(found);
@@ -204,6 +204,8 @@ Ending Processes::target_ending() const {
 }
 
 void Processes::finish(profile::Session& session) {
+    // All of them first: to leave one may take a while, in which the others burn on.
+    for (auto& [pid, watched] : watched_) account(*watched);
     for (auto& [pid, watched] : watched_) end_probe(*watched);
     session.engine_cpu = engine_;
     session.loss = losses_;

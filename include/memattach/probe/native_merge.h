@@ -13,6 +13,7 @@ struct NativeFrame {
     trace::Frame frame;
     bool eval_loop = false;    ///< of the interpreter's eval loop: stands for a run of Python frames
     bool interpreter = false;  ///< of the interpreter's own code
+    bool unnamed = false;      ///< of a file without symbols: a run of these is told as one
 };
 
 /// One native and one Python stack of the same thread as one. Both innermost first; `entries[i]` says that

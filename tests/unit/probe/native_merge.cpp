@@ -31,6 +31,13 @@ TEST_CASE("an eval-loop frame stands for its run of Python frames") {
     CHECK(merged == trace::Stack{f(100), f(101), f(1), f(2), f(103), f(3)});
 }
 
+TEST_CASE("neighbours without a name are told as one") {
+    NativeFrame stripped = outer(7);
+    stripped.unnamed = true;
+    const std::vector<NativeFrame> native = {outer(1), stripped, stripped, outer(2), outer(2), stripped};
+    CHECK(probe::merge_stacks(native, {}, {}) == trace::Stack{f(1), f(7), f(2), f(2), f(7)});
+}
+
 TEST_CASE("a thread without Python keeps its native stack") {
     const std::vector<NativeFrame> native = {outer(1), inner(2), outer(3)};
     CHECK(probe::merge_stacks(native, {}, {}) == trace::Stack{f(1), f(2), f(3)});

@@ -107,6 +107,36 @@ TEST_CASE("nothing of a hostile target reaches the terminal raw, and lines keep 
     }
 }
 
+TEST_CASE("waiting has a column, threads have a list, and rows of zeros are only counted") {
+    test::Scenario s;
+    profile::BuildOptions options;
+    options.by_thread = true;
+    profile::Builder builder(s.table, options);
+    builder.name_thread(7, 7, "worker-1");
+    builder.name_thread(7, 8, "sleeper");
+    const auto hot = builder.intern({s.frame("hot", "/app/a.py", 5)});
+    const auto rare = builder.intern({s.frame("rare", "/app/rare.py", 6)});
+    const auto waiting = builder.intern({s.frame("waiting", "/app/a.py", 9)});
+    for (int i = 0; i < 5000; ++i) builder.add(test::Scenario::sample(trace::CpuMode::python), hot);
+    builder.add(test::Scenario::sample(trace::CpuMode::python), rare);
+    trace::CpuSample wait = test::Scenario::sample(trace::CpuMode::unknown);
+    wait.on_cpu = false;
+    wait.tid = 8;
+    for (int i = 0; i < 250; ++i) builder.add(wait, waiting);
+    profile::Session session;
+    session.engine_cpu = "perf";
+    session.rate_hz = 100;
+    const std::string table = report::to_table(builder.finish({}, session, {}), {});
+    CAPTURE(table);
+    const auto has = [&](const char* text) { return table.find(text) != std::string::npos; };
+    CHECK(has("Python % | Wait (s) | Code\n"));
+    CHECK(has("    5 | 100.0 % | 0.1 | 100.0 % |  100.0 % |      0.0 | hot\n"));
+    CHECK(has("    9 |   0.0 % | 0.1 |   0.0 % |          |      2.5 | waiting\n"));
+    CHECK_FALSE(has("rare"));
+    CHECK(has("… and 1 more line with 0.0 % of CPU time\n"));
+    CHECK(has("Threads\n  100.0 % of CPU time  7 \"worker-1\"\n    0.0 % of CPU time  8 \"sleeper\"\n"));
+}
+
 TEST_CASE("an empty profile says so") {
     CHECK(report::to_table({}, {}).starts_with("Nothing was sampled."));
     profile::Profile idle;
