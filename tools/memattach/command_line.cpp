@@ -156,11 +156,13 @@ void ProfileParser::add_measure(CLI::App& app) {
     app.add_flag("--cpu", cpu_, "CPU time alone")->group(group);
     app.add_flag("--memory", memory_, "Memory alone")->group(group);
     app.add_flag("-g,--gil", o.gil_only, "Count only samples that hold the GIL")->group(group);
-    app.add_flag("-i,--idle", o.idle, "Look at waiting threads too: adds the seconds waited to the table")->group(group);
+    app.add_flag("-i,--idle", o.idle, "Look at waiting threads too: adds the seconds waited to the table")
+        ->group(group);
     app.add_flag("-n,--native", o.native,
                  "C functions in the stacks too: in flame graphs, and with --profile-all in the table")
         ->group(group);
-    app.add_flag("-t,--threads", o.threads, "Split by thread: lists them, and splits flame graphs")->group(group);
+    app.add_flag("-t,--threads", o.threads, "Split by thread: lists them, and splits flame graphs")
+        ->group(group);
 }
 
 void ProfileParser::add_sampling(CLI::App& app) {
