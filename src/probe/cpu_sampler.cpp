@@ -22,27 +22,17 @@ constexpr std::uint64_t kLateNs = 1 * kMs;
 /// How often a new sampling period is drawn: it interrupts the thread's CPU once more.
 constexpr std::uint64_t kRedrawNs = 8 * kMs;
 constexpr std::uint32_t kSampledStackBytes = 8192;
-constexpr std::size_t kStoppedStackBytes = 64 << 10;
-/// How long an unchanged stack is taken for the same functions without asking the code cache, which notices
-/// code objects whose address was used again.
-constexpr std::uint64_t kTrustStackNs = 100 * kMs;
-constexpr std::uint64_t kStatesMinAgeNs = 5 * kMs;
 constexpr std::uint64_t kLabelPeriodNs = 500'000;
 
 }  // namespace
 
 struct CpuSampler::Thread {
-    explicit Thread(int pid, int tid_) : tid(tid_), files(pid, tid_) {}
+    explicit Thread(int pid, int tid_) : tid(tid_), files(pid, tid_) { looked_at.tid = tid_; }
 
     int tid;
     TaskFiles files;
     PerfEvent perf;
-    base::Address state;
-    std::uint64_t state_sought_ns = 0;
-
-    python::RawStack raw;
-    std::optional<CpuSink::StackId> last_stack;  ///< what raw became
-    std::uint64_t resolved_ns = 0;
+    LookedAt looked_at;
     std::optional<std::uint64_t> burned_before_ns;  ///< its CPU time when it was first looked at
     std::uint64_t samples_taken = 0;
     double phase = 0;  ///< where in its first period the first sample is due
@@ -79,12 +69,8 @@ CpuSampler::CpuSampler(int pid, const python::Runtime& runtime, const process::M
                        Poller& poller)
     : pid_(pid),
       options_(options),
-      memory_(memory),
       sink_(sink),
-      reader_(memory, runtime, pid),
-      functions_(functions),
-      codes_(memory, runtime, functions),
-      regions_(pid, runtime),
+      look_(pid, runtime, memory, functions, options.native, sink, losses_),
       perf_(probe_perf(pid)),
       stopping_(options.blocking || (options.native && !perf_.allowed)),
       event_driven_(perf_.allowed && !stopping_ && options.rate_hz <= kEventRateLimitHz),
@@ -97,12 +83,9 @@ CpuSampler::CpuSampler(int pid, const python::Runtime& runtime, const process::M
     perf_options_.wake = event_driven_;
     perf_options_.switches = !event_driven_;
     perf_options_.ring_pages = event_driven_ ? 1 : 4;
-    if (options.native) {
-        native_ = std::make_unique<NativeFrames>(pid, runtime, memory, functions);
-        if (event_driven_) {
-            perf_options_.user_stack_bytes = kSampledStackBytes;
-            perf_options_.ring_pages = 8;
-        }
+    if (options.native && event_driven_) {
+        perf_options_.user_stack_bytes = kSampledStackBytes;
+        perf_options_.ring_pages = 8;
     }
     refresh_threads(base::monotonic_ns());
 }
@@ -117,16 +100,7 @@ std::vector<std::string> CpuSampler::notes() const {
     if (threads_without_perf_ > 0)
         notes.push_back(fmt::format("{} threads were sampled by timer, without a split: {}",
                                     threads_without_perf_, base::errno_text(perf_errno_)));
-    if (refused_stops_ > 0)
-        notes.push_back(fmt::format("{} samples without a stop and without a split: {}", refused_stops_,
-                                    base::errno_text(stops_.last_error())));
-    if (late_stops_ > 0)
-        notes.push_back(fmt::format("{} threads didn't stop in time to be sampled", late_stops_));
-    if (native_ && native_->mismatched() > 0)
-        notes.push_back(
-            fmt::format("{} of {} native stacks had changed before the Python stack was read: matched "
-                        "at their outer ends",
-                        native_->mismatched(), native_->merged()));
+    look_.add_notes(notes);
     return notes;
 }
 
@@ -150,18 +124,12 @@ void CpuSampler::refresh_threads(std::uint64_t now_ns) {
     for (const auto& [tid, thread] : threads_)
         if (thread->gone) ended.push_back(tid);
     for (const int tid : ended) remove_thread(tid);
-    if (added || now_ns - states_read_ns_ > 1000 * kMs) map_states(now_ns);
+    if (added || now_ns - look_.states_read_ns() > 1000 * kMs) map_states(now_ns);
 }
 
 void CpuSampler::map_states(std::uint64_t now_ns) {
-    states_read_ns_ = now_ns;
-    states_.clear();
-    for (const python::ThreadState& state : reader_.threads())
-        if (state.tid != 0) states_[state.tid] = state.address;
-    for (auto& [tid, thread] : threads_) {
-        const auto found = states_.find(tid);
-        thread->state = found == states_.end() ? base::Address() : found->second;
-    }
+    look_.read_states(now_ns);
+    for (auto& [tid, thread] : threads_) thread->looked_at.state = look_.state_of(tid);
 }
 
 /// A thread is met in the middle of a period, wherever that is: were the first one always whole, threads that
@@ -199,8 +167,7 @@ CpuSampler::Thread* CpuSampler::add_thread(int tid) {
             }
         }
     }
-    const auto state = states_.find(tid);
-    if (state != states_.end()) thread->state = state->second;
+    thread->looked_at.state = look_.state_of(tid);
     Thread* result = thread.get();
     threads_.emplace(tid, std::move(thread));
     return result;
@@ -212,7 +179,7 @@ void CpuSampler::remove_thread(int tid) {
     flush_pending(*found->second);
     if (event_driven_ && found->second->perf.is_open()) poller_.remove(found->second->perf.fd());
     threads_.erase(found);
-    states_.erase(tid);
+    look_.forget(tid);
 }
 
 // ---- records ----------------------------------------------------------------------------------------------
@@ -249,10 +216,6 @@ void CpuSampler::act_on(const Burst& burst) {
     if (burst.exec) sink_.exec_called(pid_);
 }
 
-trace::CpuMode CpuSampler::mode_of(const PerfSample& sample) const {
-    return sample.kernel_mode ? trace::CpuMode::system : regions_.mode_of(base::Address(sample.ip));
-}
-
 // ---- event-driven -----------------------------------------------------------------------------------------
 
 void CpuSampler::on_ready(std::uint64_t token, bool hangup) {
@@ -273,14 +236,14 @@ void CpuSampler::serve_event(int tid) {
         if (now > burst.last.time_ns + kLateNs) {
             ++losses_[trace::Loss::missed_samples];
         } else {
-            trace::CpuSample sample{burst.last.time_ns, pid_, tid, true, false, mode_of(burst.last)};
-            Place place;
+            trace::CpuSample sample{burst.last.time_ns, pid_, tid, true, false, look_.mode_of(burst.last)};
+            NativePlace place;
             if (!burst.last.kernel_mode) place.ip = burst.last.ip;
             if (burst.last.has_registers) {
                 place.registers = &burst.last.registers;
                 place.stack = burst.last.stack;
             }
-            if (const auto stack = look(thread, sample, place)) give(thread, sample, *stack);
+            if (const auto stack = look_.look(thread.looked_at, sample, place)) give(thread, sample, *stack);
         }
         plan_next(thread, burst.last);
     }
@@ -328,7 +291,8 @@ void CpuSampler::check_hidden(Thread& thread, std::uint64_t now_ns) {
         thread.next_sample_cpu_ns += passed * thread.period_ns;
         losses_[trace::Loss::missed_samples] += passed - 1;
         trace::CpuSample sample{now_ns, pid_, thread.tid, true, false, trace::CpuMode::system};
-        if (const auto stack = look(thread, sample, Place{})) give(thread, sample, *stack);
+        if (const auto stack = look_.look(thread.looked_at, sample, NativePlace{}))
+            give(thread, sample, *stack);
     }
     const std::uint64_t remaining =
         thread.next_sample_cpu_ns > *cpu ? thread.next_sample_cpu_ns - *cpu : thread.period_ns;
@@ -338,13 +302,13 @@ void CpuSampler::check_hidden(Thread& thread, std::uint64_t now_ns) {
 // ---- ticks ------------------------------------------------------------------------------------------------
 
 std::uint64_t CpuSampler::due_ns() const {
-    const std::uint64_t late = stops_.has_late() ? last_tick_ns_ + kMs / 2 : kNever;
+    const std::uint64_t late = look_.stops().has_late() ? last_tick_ns_ + kMs / 2 : kNever;
     return std::min({ticking_ ? ticks_.due_ns() : kNever, next_refresh_ns_, next_check_ns_, late});
 }
 
 void CpuSampler::on_time(std::uint64_t now_ns) {
-    if (stops_.has_late()) {
-        stops_.let_late_go();
+    if (look_.stops().has_late()) {
+        look_.stops().let_late_go();
         last_tick_ns_ = now_ns;
     }
     if (ticking_ && now_ns >= ticks_.due_ns()) serve_tick(now_ns);
@@ -402,12 +366,12 @@ void CpuSampler::poll_thread(Thread& thread, std::uint64_t now_ns) {
     static_cast<void>(now_ns);
     if (*running && !thread.perf.is_open() && !has_burned(thread)) return;
     if (stopping_ && *running) {
-        if (const auto held = look_stopped(thread, sample)) give(thread, sample, *held);
+        if (const auto held = look_.look_stopped(thread.looked_at, sample)) give(thread, sample, *held);
         return;
     }
-    Place place;
+    NativePlace place;
     if (thread.label && !thread.label->kernel_mode) place.ip = thread.label->ip;
-    const auto stack = look(thread, sample, place);
+    const auto stack = look_.look(thread.looked_at, sample, place);
     // A label goes to the sample nearest in time, which is this one or the one before.
     if (thread.label && thread.pending) {
         const std::uint64_t at = thread.label->time_ns;
@@ -415,13 +379,13 @@ void CpuSampler::poll_thread(Thread& thread, std::uint64_t now_ns) {
         const std::uint64_t to_before = at > before.time_ns ? at - before.time_ns : 0;
         const std::uint64_t to_this = sample.time_ns > at ? sample.time_ns - at : 0;
         if (to_before <= to_this) {
-            before.mode = mode_of(*thread.label);
+            before.mode = look_.mode_of(*thread.label);
             thread.label.reset();
         }
     }
     flush_pending(thread);
     if (!stack) return;
-    if (thread.label && *running) sample.mode = mode_of(*thread.label);
+    if (thread.label && *running) sample.mode = look_.mode_of(*thread.label);
     thread.label.reset();
     if (thread.perf.is_open() && *running && sample.mode == trace::CpuMode::unknown)
         thread.pending.emplace(sample, *stack);
@@ -448,96 +412,6 @@ void CpuSampler::flush_pending(Thread& thread) {
     if (!thread.pending) return;
     give(thread, thread.pending->first, thread.pending->second);
     thread.pending.reset();
-}
-
-// ---- looking ----------------------------------------------------------------------------------------------
-
-std::optional<CpuSink::StackId> CpuSampler::look(Thread& thread, trace::CpuSample& sample,
-                                                 const Place& place) {
-    if (thread.state.is_null()) {
-        // A thread that is new to us, or that runs no Python at all; ask less and less often.
-        const std::uint64_t now = base::monotonic_ns();
-        if (now - thread.state_sought_ns > 100 * kMs && now - states_read_ns_ > kStatesMinAgeNs)
-            map_states(now);
-        thread.state_sought_ns = now;
-        if (thread.state.is_null()) return native_stack(place);
-    }
-    switch (reader_.walk(thread.state, thread.raw, place.stopped)) {
-        case python::WalkStatus::consistent:
-            break;
-        case python::WalkStatus::torn:
-            // Still the best that can be told of this moment: to drop it would leave out code that makes
-            // short calls. It is counted.
-            ++losses_[trace::Loss::torn_stacks];
-            break;
-        case python::WalkStatus::no_frames:
-            thread.last_stack.reset();
-            return native_stack(place);
-        case python::WalkStatus::gone:
-            thread.last_stack.reset();
-            ++losses_[trace::Loss::gone_threads];
-            thread.state = base::Address();
-            states_.erase(thread.tid);
-            return std::nullopt;
-    }
-    // Naming what was read can wait; the thread can't.
-    if (place.stopped) stops_.release();
-    const auto holder = reader_.gil_holder();
-    sample.holds_gil = holder && *holder == thread.state;
-    if (native_ && place.registers != nullptr) {
-        codes_.resolve(thread.raw, stack_, losses_);
-        return sink_.intern(native_->merge(*place.registers, place.stack, stack_, codes_.entries()));
-    }
-    const std::uint64_t now = base::monotonic_ns();
-    if (thread.last_stack && thread.raw.unchanged && now - thread.resolved_ns < kTrustStackNs)
-        return thread.last_stack;
-    codes_.resolve(thread.raw, stack_, losses_);
-    thread.last_stack = sink_.intern(stack_);
-    thread.resolved_ns = now;
-    return thread.last_stack;
-}
-
-std::optional<CpuSink::StackId> CpuSampler::look_stopped(Thread& thread, trace::CpuSample& sample) {
-    StoppedRegisters registers;
-    Place place;
-    switch (stops_.stop(thread.tid, registers)) {
-        case StopResult::gone:
-            ++losses_[trace::Loss::gone_threads];
-            return std::nullopt;
-        case StopResult::late:
-            ++late_stops_;
-            return std::nullopt;
-        case StopResult::refused:
-            ++refused_stops_;
-            return look(thread, sample, place);
-        case StopResult::stopped:
-            break;
-    }
-    const std::uint64_t ip = registers.values[kPerfRegisterIp];
-    sample.mode = registers.in_system_call ? trace::CpuMode::system : regions_.mode_of(base::Address(ip));
-    place.stopped = true;
-    if (!registers.in_system_call) place.ip = ip;
-    if (native_) {
-        // Unwinding takes too long to do it while the thread waits: take the stack along.
-        stack_bytes_.resize(kStoppedStackBytes);
-        const base::Address sp(registers.values[kPerfRegisterSp]);
-        place.stack = std::span(stack_bytes_).first(memory_.read_up_to(sp, stack_bytes_));
-        place.registers = &registers.values;
-    }
-    const auto stack = look(thread, sample, place);
-    stops_.release();
-    return stack;
-}
-
-std::optional<CpuSink::StackId> CpuSampler::native_stack(const Place& place) {
-    if (native_ && place.registers != nullptr)
-        return sink_.intern(
-            native_->merge(*place.registers, place.stack, trace::Stack{}, std::vector<bool>{}));
-    const std::string module = place.ip == 0 ? std::string() : regions_.module_of(base::Address(place.ip));
-    const auto found = native_stacks_.find(module);
-    if (found != native_stacks_.end()) return found->second;
-    const trace::Stack stack = {{functions_.intern({"<native>", module, 0, trace::FunctionKind::native}), 0}};
-    return native_stacks_.emplace(module, sink_.intern(stack)).first->second;
 }
 
 void CpuSampler::give(Thread& thread, const trace::CpuSample& sample, CpuSink::StackId stack) {

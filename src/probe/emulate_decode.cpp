@@ -1,55 +1,11 @@
 #include <algorithm>
-#include <array>
 #include <cstring>
 
 #include "memattach/probe/emulate.h"
+#include "opcode_table.h"
 
 namespace memattach::probe {
 namespace {
-
-/// Where an instruction's operands are encoded; the names follow the processor manuals' operand encodings.
-enum class Form : std::uint8_t {
-    none,
-    rm_r,       ///< ModRM: destination r/m, source reg
-    r_rm,       ///< destination reg, source r/m
-    r_m,        ///< the same, memory only (lea)
-    rm,         ///< one operand, r/m
-    src_rm,     ///< one operand, r/m, read only (push, jmp, call)
-    rm_imm8,    ///< r/m and a sign-extended byte
-    rm_imm,     ///< r/m and a constant of the operation's size, at most 4 bytes, sign-extended
-    rm_one,     ///< r/m and the constant 1 (shifts)
-    rm_cl,      ///< r/m and cl (shifts)
-    r_rm_imm8,  ///< imul
-    r_rm_imm,
-    acc_imm,  ///< al/eax/rax and a constant
-    o,        ///< register in the opcode's low three bits
-    o_imm,    ///< the same and a constant of the operation's full size (mov)
-    imm8,     ///< a sign-extended byte
-    imm32,
-    imm16,  ///< ret
-    rel8,
-    rel32,
-    hint,  ///< ModRM without an operand (no-ops)
-};
-
-enum class Width : std::uint8_t {
-    byte,
-    full,   ///< 2, 4 or 8 bytes by prefix
-    stack,  ///< 8 bytes whatever the prefixes (push, pop, near branches)
-};
-
-enum class Source : std::uint8_t { same, byte, word, dword };
-
-struct Row {
-    std::uint8_t map;  ///< 0: one-byte opcodes, 1: those after 0f
-    std::uint8_t first;
-    std::uint8_t last;
-    std::int8_t digit;  ///< ModRM.reg that extends the opcode; −1: none
-    Op op;
-    Form form;
-    Width width = Width::full;
-    Source source = Source::same;
-};
 
 constexpr std::uint32_t kCarry = 1U << 0;
 constexpr std::uint32_t kAdjust = 1U << 4;
@@ -57,111 +13,6 @@ constexpr std::uint32_t kParity = 1U << 2;
 constexpr std::uint32_t kZero = 1U << 6;
 constexpr std::uint32_t kSign = 1U << 7;
 constexpr std::uint32_t kOverflow = 1U << 11;
-
-/// Intel SDM volume 2, appendix A. Where a row names a range of opcodes, the low bits are a register or a
-/// condition. The eight arithmetic operations (00–3f, 80–83) are generated below.
-constexpr Row kRows[] = {
-    {0, 0x50, 0x57, -1, Op::push, Form::o, Width::stack},
-    {0, 0x58, 0x5F, -1, Op::pop, Form::o, Width::stack},
-    {0, 0x63, 0x63, -1, Op::movsx, Form::r_rm, Width::full, Source::dword},
-    {0, 0x68, 0x68, -1, Op::push, Form::imm32, Width::stack},
-    {0, 0x69, 0x69, -1, Op::imul, Form::r_rm_imm},
-    {0, 0x6A, 0x6A, -1, Op::push, Form::imm8, Width::stack},
-    {0, 0x6B, 0x6B, -1, Op::imul, Form::r_rm_imm8},
-    {0, 0x70, 0x7F, -1, Op::jcc, Form::rel8, Width::stack},
-    {0, 0x84, 0x84, -1, Op::test, Form::rm_r, Width::byte},
-    {0, 0x85, 0x85, -1, Op::test, Form::rm_r},
-    {0, 0x88, 0x88, -1, Op::mov, Form::rm_r, Width::byte},
-    {0, 0x89, 0x89, -1, Op::mov, Form::rm_r},
-    {0, 0x8A, 0x8A, -1, Op::mov, Form::r_rm, Width::byte},
-    {0, 0x8B, 0x8B, -1, Op::mov, Form::r_rm},
-    {0, 0x8D, 0x8D, -1, Op::lea, Form::r_m},
-    {0, 0x90, 0x90, -1, Op::nop, Form::none},
-    {0, 0x98, 0x98, -1, Op::sign_extend_acc, Form::none},
-    {0, 0x99, 0x99, -1, Op::sign_extend_pair, Form::none},
-    {0, 0xA8, 0xA8, -1, Op::test, Form::acc_imm, Width::byte},
-    {0, 0xA9, 0xA9, -1, Op::test, Form::acc_imm},
-    {0, 0xB0, 0xB7, -1, Op::mov, Form::o_imm, Width::byte},
-    {0, 0xB8, 0xBF, -1, Op::mov, Form::o_imm},
-    {0, 0xC0, 0xC0, 4, Op::shl, Form::rm_imm8, Width::byte},
-    {0, 0xC0, 0xC0, 5, Op::shr, Form::rm_imm8, Width::byte},
-    {0, 0xC0, 0xC0, 7, Op::sar, Form::rm_imm8, Width::byte},
-    {0, 0xC1, 0xC1, 4, Op::shl, Form::rm_imm8},
-    {0, 0xC1, 0xC1, 5, Op::shr, Form::rm_imm8},
-    {0, 0xC1, 0xC1, 7, Op::sar, Form::rm_imm8},
-    {0, 0xC2, 0xC2, -1, Op::ret, Form::imm16, Width::stack},
-    {0, 0xC3, 0xC3, -1, Op::ret, Form::none, Width::stack},
-    {0, 0xC6, 0xC6, 0, Op::mov, Form::rm_imm, Width::byte},
-    {0, 0xC7, 0xC7, 0, Op::mov, Form::rm_imm},
-    {0, 0xC9, 0xC9, -1, Op::leave, Form::none, Width::stack},
-    {0, 0xD1, 0xD1, 4, Op::shl, Form::rm_one},
-    {0, 0xD1, 0xD1, 5, Op::shr, Form::rm_one},
-    {0, 0xD1, 0xD1, 7, Op::sar, Form::rm_one},
-    {0, 0xD3, 0xD3, 4, Op::shl, Form::rm_cl},
-    {0, 0xD3, 0xD3, 5, Op::shr, Form::rm_cl},
-    {0, 0xD3, 0xD3, 7, Op::sar, Form::rm_cl},
-    {0, 0xE8, 0xE8, -1, Op::call, Form::rel32, Width::stack},
-    {0, 0xE9, 0xE9, -1, Op::jmp, Form::rel32, Width::stack},
-    {0, 0xEB, 0xEB, -1, Op::jmp, Form::rel8, Width::stack},
-    {0, 0xF6, 0xF6, 0, Op::test, Form::rm_imm, Width::byte},
-    {0, 0xF6, 0xF6, 2, Op::not_, Form::rm, Width::byte},
-    {0, 0xF6, 0xF6, 3, Op::neg, Form::rm, Width::byte},
-    {0, 0xF7, 0xF7, 0, Op::test, Form::rm_imm},
-    {0, 0xF7, 0xF7, 2, Op::not_, Form::rm},
-    {0, 0xF7, 0xF7, 3, Op::neg, Form::rm},
-    {0, 0xFE, 0xFE, 0, Op::inc, Form::rm, Width::byte},
-    {0, 0xFE, 0xFE, 1, Op::dec, Form::rm, Width::byte},
-    {0, 0xFF, 0xFF, 0, Op::inc, Form::rm},
-    {0, 0xFF, 0xFF, 1, Op::dec, Form::rm},
-    {0, 0xFF, 0xFF, 2, Op::call, Form::src_rm, Width::stack},
-    {0, 0xFF, 0xFF, 4, Op::jmp, Form::src_rm, Width::stack},
-    {0, 0xFF, 0xFF, 6, Op::push, Form::src_rm, Width::stack},
-    {1, 0x0D, 0x0D, -1, Op::nop, Form::hint},
-    {1, 0x18, 0x18, -1, Op::nop, Form::hint},
-    {1, 0x1F, 0x1F, -1, Op::nop, Form::hint},
-    {1, 0x40, 0x4F, -1, Op::cmov, Form::r_rm},
-    {1, 0x80, 0x8F, -1, Op::jcc, Form::rel32, Width::stack},
-    {1, 0x90, 0x9F, -1, Op::setcc, Form::rm, Width::byte},
-    {1, 0xAF, 0xAF, -1, Op::imul, Form::r_rm},
-    {1, 0xB6, 0xB6, -1, Op::movzx, Form::r_rm, Width::full, Source::byte},
-    {1, 0xB7, 0xB7, -1, Op::movzx, Form::r_rm, Width::full, Source::word},
-    {1, 0xBE, 0xBE, -1, Op::movsx, Form::r_rm, Width::full, Source::byte},
-    {1, 0xBF, 0xBF, -1, Op::movsx, Form::r_rm, Width::full, Source::word},
-};
-
-Op arithmetic(int number) {
-    return static_cast<Op>(static_cast<int>(Op::add) + number);
-}
-
-std::optional<Row> find_row(int map, std::uint8_t opcode, int digit) {
-    if (map == 0 && opcode < 0x40 && (opcode & 7) < 6) {
-        constexpr std::array<Form, 6> kForms = {Form::rm_r, Form::rm_r,    Form::r_rm,
-                                                Form::r_rm, Form::acc_imm, Form::acc_imm};
-        return Row{0,
-                   opcode,
-                   opcode,
-                   -1,
-                   arithmetic(opcode >> 3),
-                   kForms[opcode & 7],
-                   (opcode & 1) != 0 ? Width::full : Width::byte};
-    }
-    if (map == 0 && (opcode == 0x80 || opcode == 0x81 || opcode == 0x83)) {
-        return Row{0,
-                   opcode,
-                   opcode,
-                   static_cast<std::int8_t>(digit),
-                   arithmetic(digit),
-                   opcode == 0x81 ? Form::rm_imm : Form::rm_imm8,
-                   opcode == 0x80 ? Width::byte : Width::full};
-    }
-    for (const Row& row : kRows) {
-        if (row.map == map && opcode >= row.first && opcode <= row.last &&
-            (row.digit < 0 || row.digit == digit)) {
-            return row;
-        }
-    }
-    return std::nullopt;
-}
 
 struct Prefixes {
     bool operand_16 = false;
@@ -189,7 +40,7 @@ class Decoder {
             if (!opcode) return std::nullopt;
         }
         if (map == 1 && *opcode == 0x1E) return end_branch();
-        const auto row = find_row(map, *opcode, peek_digit());
+        const auto row = find_opcode(map, *opcode, peek_digit());
         if (!row || !prefixes_allowed(*row, *opcode)) return std::nullopt;
         Instruction out;
         out.op = row->op;
@@ -279,7 +130,7 @@ class Decoder {
     /// Repeat prefixes select other instructions in most places; only the places where they mean nothing are
     /// accepted. Operand-size prefixes on branches and stack operations change their width on some
     /// processors.
-    [[nodiscard]] bool prefixes_allowed(const Row& row, std::uint8_t opcode) const {
+    [[nodiscard]] bool prefixes_allowed(const OpcodeRow& row, std::uint8_t opcode) const {
         const bool near_branch =
             row.op == Op::jmp || row.op == Op::jcc || row.op == Op::call || row.op == Op::ret;
         if (prefixes_.repne && !near_branch) return false;
@@ -365,7 +216,7 @@ class Decoder {
         return constant<std::int32_t>(out.value);
     }
 
-    bool operands(const Row& row, std::uint8_t opcode, Instruction& out) {
+    bool operands(const OpcodeRow& row, std::uint8_t opcode, Instruction& out) {
         ModRm m;
         switch (row.form) {
             case Form::none:

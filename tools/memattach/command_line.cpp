@@ -159,7 +159,7 @@ void ProfileParser::add_measure(CLI::App& app) {
     app.add_flag("-i,--idle", o.idle, "Look at waiting threads too: adds the seconds waited to the table")
         ->group(group);
     app.add_flag("-n,--native", o.native,
-                 "C functions in the stacks too: in flame graphs, and with --profile-all in the table")
+                 "C functions in the stacks too: flame graphs, and --profile-all in the table")
         ->group(group);
     app.add_flag("-t,--threads", o.threads, "Split by thread: lists them, and splits flame graphs")
         ->group(group);

@@ -25,25 +25,21 @@
 /// it was due and there is no record. It is taken right then, as system time.
 #pragma once
 
-#include <array>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <optional>
-#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
-#include "memattach/probe/brief_stop.h"
-#include "memattach/probe/cpu_mode.h"
-#include "memattach/probe/cpu_native.h"
+#include "memattach/probe/cpu_look.h"
+#include "memattach/probe/cpu_sink.h"
 #include "memattach/probe/cpu_task.h"
 #include "memattach/probe/cpu_tick.h"
 #include "memattach/probe/perf_event.h"
 #include "memattach/probe/source.h"
 #include "memattach/process/memory.h"
-#include "memattach/python/reader.h"
+#include "memattach/python/layout.h"
 #include "memattach/trace/events.h"
 #include "memattach/trace/frame.h"
 
@@ -56,21 +52,6 @@ struct CpuOptions {
     bool idle = false;      ///< also threads that wait
     bool blocking = false;  ///< stop each thread while its stack is read
     bool native = false;    ///< native frames; up to kEventRateLimitHz
-};
-
-/// Where samples go.
-class CpuSink {
-  public:
-    enum class StackId : std::uint32_t {};
-
-    virtual ~CpuSink() = default;
-    virtual StackId intern(const trace::Stack& stack) = 0;
-    virtual void add(const trace::CpuSample& sample, StackId stack) = 0;
-    virtual void name_thread(int pid, int tid, const std::string& name) = 0;
-    /// The target has started a process; told at once where perf works, else not at all.
-    virtual void child_started(int pid) = 0;
-    /// The target has called exec: what was known about it is void.
-    virtual void exec_called(int pid) = 0;
 };
 
 class CpuSampler final : public Source {
@@ -89,12 +70,12 @@ class CpuSampler final : public Source {
     [[nodiscard]] std::string engine() const {
         return stopping_ ? "blocking" : perf_.allowed ? "perf" : "timer";
     }
-    [[nodiscard]] std::uint64_t stopped_ns() const { return stops_.total_ns(); }
-    [[nodiscard]] std::uint64_t longest_stop_ns() const { return stops_.longest_ns(); }
+    [[nodiscard]] std::uint64_t stopped_ns() const { return look_.stops().total_ns(); }
+    [[nodiscard]] std::uint64_t longest_stop_ns() const { return look_.stops().longest_ns(); }
     [[nodiscard]] const trace::LossCounts& losses() const { return losses_; }
     /// What the reader of the profile must know about how it was taken.
     [[nodiscard]] std::vector<std::string> notes() const;
-    [[nodiscard]] bool finalising() const { return reader_.finalising(); }
+    [[nodiscard]] bool finalising() const { return look_.finalising(); }
 
   private:
     struct Thread;
@@ -115,29 +96,14 @@ class CpuSampler final : public Source {
     void check_hidden(Thread& thread, std::uint64_t now_ns);
     void plan_next(Thread& thread, const PerfSample& last);
 
-    /// What is known about where in native code a thread was.
-    struct Place {
-        std::uint64_t ip = 0;  ///< 0: unknown
-        const std::array<std::uint64_t, kPerfRegisterCount>* registers = nullptr;
-        std::span<const std::byte> stack;
-        bool stopped = false;  ///< the thread is held while it is looked at
-    };
-    /// Reads the thread's stack now, and whether it holds the GIL; nothing where the stack was lost.
-    std::optional<CpuSink::StackId> look(Thread& thread, trace::CpuSample& sample, const Place& place);
-    std::optional<CpuSink::StackId> look_stopped(Thread& thread, trace::CpuSample& sample);
-    std::optional<CpuSink::StackId> native_stack(const Place& place);
     void give(Thread& thread, const trace::CpuSample& sample, CpuSink::StackId stack);
     void flush_pending(Thread& thread);
-    [[nodiscard]] trace::CpuMode mode_of(const PerfSample& sample) const;
 
     int pid_;
     CpuOptions options_;
-    const process::Memory& memory_;
     CpuSink& sink_;
-    python::StackReader reader_;
-    trace::FunctionTable& functions_;
-    python::CodeCache codes_;
-    CodeRegions regions_;
+    trace::LossCounts losses_;
+    CpuLook look_;
     PerfAccess perf_;
     bool stopping_;  ///< ticks stop threads
     bool event_driven_;
@@ -149,21 +115,12 @@ class CpuSampler final : public Source {
 
     Poller& poller_;
     std::unordered_map<int, std::unique_ptr<Thread>> threads_;
-    std::unordered_map<int, base::Address> states_;  ///< by tid
-    std::uint64_t states_read_ns_ = 0;
     std::uint64_t next_refresh_ns_ = 0;
     std::uint64_t next_check_ns_ = kNever;
     std::uint64_t last_tick_ns_ = 0;
-    std::uint64_t contended_until_ns_ = 0;                   ///< 0: no thread was kept off a CPU of late
-    std::map<std::string, CpuSink::StackId> native_stacks_;  ///< by module
-    std::unique_ptr<NativeFrames> native_;
-    BriefStops stops_;
-    std::uint64_t refused_stops_ = 0, late_stops_ = 0;
-    std::vector<std::byte> stack_bytes_;
+    std::uint64_t contended_until_ns_ = 0;  ///< 0: no thread was kept off a CPU of late
     std::size_t threads_without_perf_ = 0;
     int perf_errno_ = 0;
-    trace::LossCounts losses_;
-    trace::Stack stack_;
     bool finished_ = false;
 };
 
