@@ -414,6 +414,15 @@ class LiveTest(unittest.TestCase):
         self._directories.append(path)
         return path[len(root) :]
 
+    @staticmethod
+    def copy_fixture(name, directory):
+        shutil.copy(FIXTURES / name, directory)
+
+    @staticmethod
+    def read_profile(path):
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+
     # -- targets
 
     def start(self, python, fixture, *args, expect="finish", env=None, options=(), wrap=(), ready=True):
