@@ -165,6 +165,7 @@ void TraceProcess::trace(const python::Runtime& runtime, const SiteMap& sites,
         const process::LiveMemory memory(pid_);
         AllocProbe probe(pid_, memory, runtime, sites, options, *shared_, notify_.get());
         Tracer tracer(pid_, shared_->patches, probe);
+        tracer.keep_beside(shared_->watcher_tid);
         tracer.attach();
         probe.start(tracer);
         shared_->state.store(TraceShared::armed, std::memory_order_release);
@@ -187,9 +188,13 @@ void TraceProcess::watch() {
     sigset_t all;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, nullptr);
+    // Ahead of the tracing process, and on its processor (Tracer::keep_beside()): from the moment that
+    // process begins to die the thread that it served can't run until the repair is done.
     sched_param realtime{};
     realtime.sched_priority = 2;
-    if (sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &realtime) != 0) {
+    if (sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &realtime) == 0) {
+        shared_->watcher_tid.store(gettid(), std::memory_order_relaxed);
+    } else {
         setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), -20);
     }
     pthread_mutex_lock(&shared_->alive);

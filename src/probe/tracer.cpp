@@ -433,11 +433,16 @@ void Tracer::follow_cpu(pid_t tid, std::uint64_t now_ns) {
     if (now_ns - cpu_checked_ns_ < kInterval) return;
     cpu_checked_ns_ = now_ns;
     const auto cpu = last_cpu_of(pid_, tid);
-    if (!cpu || *cpu == cpu_ || *cpu >= CPU_SETSIZE) return;
+    if (!cpu || *cpu >= CPU_SETSIZE) return;
     cpu_set_t set;
     CPU_ZERO(&set);
     CPU_SET(static_cast<std::size_t>(*cpu), &set);
-    if (sched_setaffinity(0, sizeof set, &set) == 0) cpu_ = *cpu;
+    if (*cpu != cpu_ && sched_setaffinity(0, sizeof set, &set) == 0) cpu_ = *cpu;
+    const pid_t companion = companion_ == nullptr ? 0 : companion_->load(std::memory_order_relaxed);
+    if (companion != 0 && companion_cpu_ != *cpu) {
+        companion_cpu_ = *cpu;
+        sched_setaffinity(companion, sizeof set, &set);
+    }
 }
 
 std::uint64_t Tracer::own_time_ns() const {

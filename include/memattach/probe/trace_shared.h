@@ -32,6 +32,8 @@ struct TraceShared {
     std::atomic<std::uint32_t> finish_asked;
     std::atomic<std::uint32_t> exit_drained;
     std::atomic<std::int32_t> analyser_pid;
+    /// The thread that repairs when the tracing process dies, once it has real-time priority; 0 before.
+    std::atomic<std::int32_t> watcher_tid;
     /// Held by the tracing process while it lives. It is a robust one: the kernel hands it on when its owner
     /// dies, and does so first of all, before the owner's memory and files go and its tracees are let go
     /// (kernel/exit.c do_exit(): exit_mm(), exit_files(), exit_notify()).

@@ -21,6 +21,7 @@
 #include <time.h>
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -105,6 +106,10 @@ class Tracer {
 
     /// 8 bytes of the memory of a stopped thread; one cheap system call.
     static std::optional<std::uint64_t> peek(pid_t tid, std::uint64_t address);
+    /// A task of real-time priority that is to be woken by this process's death, and to run before any thread
+    /// of the target can: it is kept on the processor of this process, which is that of the thread it serves.
+    /// `tid` may be 0 for now.
+    void keep_beside(const std::atomic<std::int32_t>& tid) { companion_ = &tid; }
     [[nodiscard]] int memory_fd() const { return memory_.get(); }
     [[nodiscard]] pid_t pid() const { return pid_; }
     /// The processor time that all threads of the target have used, in the kernel's precise accounting.
@@ -179,6 +184,8 @@ class Tracer {
     std::uint64_t due_ns_ = 0;
     std::uint64_t cpu_checked_ns_ = 0;
     int cpu_ = -1;
+    const std::atomic<std::int32_t>* companion_ = nullptr;
+    int companion_cpu_ = -1;
     timer_t timer_{};
     bool timer_made_ = false;
     bool attached_ = false;
