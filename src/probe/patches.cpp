@@ -3,6 +3,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <functional>
+#include <utility>
 
 namespace memattach::probe {
 namespace {
@@ -57,6 +60,8 @@ std::optional<std::size_t> apply_patch(PatchTable& table, int memory_fd, std::ui
     entry.original.store(original, std::memory_order_relaxed);
     entry.patched.store(patched, std::memory_order_relaxed);
     entry.size_bytes.store(static_cast<std::uint32_t>(size_bytes), std::memory_order_relaxed);
+    entry.stack_phase.store(0, std::memory_order_relaxed);
+    entry.hits.store(0, std::memory_order_relaxed);
     entry.address.store(address, std::memory_order_release);
     table.used.store(
         std::max(table.used.load(std::memory_order_relaxed), static_cast<std::uint32_t>(*index + 1)),
@@ -81,12 +86,36 @@ void undo_patch(PatchTable& table, int memory_fd, std::size_t index) {
     entry.address.store(0, std::memory_order_release);
 }
 
-std::size_t undo_all_patches(PatchTable& table, int memory_fd, bool clear) {
-    std::size_t undone = 0;
+bool stands_behind_int3(const PatchTable& table, std::uint64_t instruction_pointer,
+                        std::uint64_t stack_pointer) {
     const std::uint32_t used =
         std::min<std::uint32_t>(table.used.load(std::memory_order_acquire), PatchTable::kCapacity);
     for (std::uint32_t i = 0; i < used; ++i) {
-        PatchTable::Entry& entry = table.entries[i];
+        const PatchTable::Entry& entry = table.entries[i];
+        if (entry.address.load(std::memory_order_acquire) + 1 != instruction_pointer ||
+            entry.size_bytes.load(std::memory_order_relaxed) != 1) {
+            continue;
+        }
+        const std::uint32_t phase = entry.stack_phase.load(std::memory_order_relaxed);
+        return phase == 0 || phase == stack_pointer % 16 + 1;
+    }
+    return false;
+}
+
+std::size_t undo_all_patches(PatchTable& table, int memory_fd, bool clear) {
+    const std::uint32_t used =
+        std::min<std::uint32_t>(table.used.load(std::memory_order_acquire), PatchTable::kCapacity);
+    std::array<std::pair<std::uint32_t, std::uint32_t>, PatchTable::kCapacity> order;  // hits, index
+    std::size_t count = 0;
+    for (std::uint32_t i = 0; i < used; ++i) {
+        const PatchTable::Entry& entry = table.entries[i];
+        if (entry.address.load(std::memory_order_acquire) != 0)
+            order[count++] = {entry.hits.load(std::memory_order_relaxed), i};
+    }
+    std::sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(count), std::greater<>());
+    std::size_t undone = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+        PatchTable::Entry& entry = table.entries[order[i].second];
         const std::uint64_t address = entry.address.load(std::memory_order_acquire);
         if (address == 0) continue;
         const std::size_t size_bytes =

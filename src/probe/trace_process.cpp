@@ -22,6 +22,7 @@
 #include "memattach/base/error.h"
 #include "memattach/process/memory.h"
 #include "memattach/process/proc.h"
+#include "rescuer.h"
 #include "tracer_task.h"
 
 namespace memattach::probe {
@@ -136,11 +137,13 @@ TraceProcess::TraceProcess(pid_t pid, const python::Runtime& runtime, const Site
         ::munmap(shared_, sizeof(TraceShared));
         throw base::Error(error.empty() ? fmt::format("tracing process {} failed to start", pid) : error);
     }
+    rescuer_ = std::make_unique<Rescuer>(shared_->patches);
     watcher_ = std::thread([this] { watch(); });
 }
 
 TraceProcess::~TraceProcess() {
     stop();
+    rescuer_.reset();
     ::munmap(shared_, sizeof(TraceShared));
 }
 
@@ -190,13 +193,7 @@ void TraceProcess::watch() {
     pthread_sigmask(SIG_SETMASK, &all, nullptr);
     // Ahead of the tracing process, and on its processor (Tracer::keep_beside()): from the moment that
     // process begins to die the thread that it served can't run until the repair is done.
-    sched_param realtime{};
-    realtime.sched_priority = 2;
-    if (sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &realtime) == 0) {
-        shared_->watcher_tid.store(gettid(), std::memory_order_relaxed);
-    } else {
-        setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), -20);
-    }
+    if (make_prompt()) shared_->watcher_tid.store(gettid(), std::memory_order_relaxed);
     pthread_mutex_lock(&shared_->alive);
     if (shared_->state.load(std::memory_order_acquire) != TraceShared::ended) {
         repair();
@@ -207,7 +204,10 @@ void TraceProcess::watch() {
 }
 
 void TraceProcess::repair() {
+    rescuer_->ask(pid_, shared_->patches.stopped_tid.load(std::memory_order_relaxed));
     std::size_t repaired = undo_all_patches(shared_->patches, memory_.get(), false);
+    rescuer_->wait_ready();
+    rescuer_->finish();
     // Children that were made while it died carry copies of what was changed.
     for (const int child : process::list_processes()) {
         const auto stat = process::read_stat(child);

@@ -107,6 +107,7 @@ void Tracer::run() {
         const pid_t tid = waitpid(-1, &status, __WALL);
         stop_start_ns_ = base::monotonic_ns();
         if (tid > 0) {
+            table_.stopped_tid.store(tid, std::memory_order_relaxed);
             handle(tid, status);
         } else if (errno == ECHILD) {
             gone_ = true;
@@ -242,6 +243,9 @@ void Tracer::handle_breakpoint(pid_t tid, Thread& thread, user_regs_struct& regs
         return;
     }
     ++stats_.hits;
+    PatchTable::Entry& patch = table_.entries[breakpoint.patch];
+    patch.stack_phase.store(static_cast<std::uint32_t>(regs.rsp % 16 + 1), std::memory_order_relaxed);
+    patch.hits.store(patch.hits.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
     const user_regs_struct at_breakpoint = [&] {
         user_regs_struct copy = regs;
         copy.rip = address;

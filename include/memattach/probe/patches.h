@@ -31,6 +31,10 @@ struct PatchTable {
         std::atomic<std::uint64_t> original;
         std::atomic<std::uint64_t> patched;
         std::atomic<std::uint32_t> size_bytes;  ///< 1 (int3) or 8 (a pointer)
+        /// The stack pointer modulo 16 at the last hit, plus one; 0: not known. The same at every hit, and
+        /// another one behind a push or a pop.
+        std::atomic<std::uint32_t> stack_phase;
+        std::atomic<std::uint32_t> hits;  ///< what is hit most is undone first
     };
     std::array<Entry, kCapacity> entries;
     std::atomic<std::uint32_t> used;  ///< entries behind this were never used
@@ -38,6 +42,7 @@ struct PatchTable {
     std::array<std::atomic<std::uint64_t>, kPageCapacity> pages;
     std::atomic<std::uint32_t> page_count;
     std::atomic<std::uint32_t> pages_lost;  ///< not noted, because the table was full
+    std::atomic<std::int32_t> stopped_tid;  ///< the thread whose stop was told last
 };
 
 /// Reads or writes `size_bytes` (at most 8) at `address`, through a /proc/PID/mem descriptor.
@@ -53,9 +58,15 @@ std::optional<std::size_t> apply_patch(PatchTable& table, int memory_fd, std::ui
 /// itself), it is left alone.
 void undo_patch(PatchTable& table, int memory_fd, std::size_t entry);
 
+/// Whether a thread with these registers has executed an int3 of the table and nothing since: it stands
+/// behind the first byte of an instruction that hasn't been carried out.
+[[nodiscard]] bool stands_behind_int3(const PatchTable& table, std::uint64_t instruction_pointer,
+                                      std::uint64_t stack_pointer);
+
 /// Undoes all that the table lists, in the process that `memory_fd` leads to: the target, or a child that
 /// copied the target's memory (`clear` false: the target's own changes stay noted). Returns how many places
-/// were changed back. Allocates nothing; may be called in a signal handler.
+/// were changed back. Those that were hit most come first. Allocates nothing; may be called in a signal
+/// handler.
 std::size_t undo_all_patches(PatchTable& table, int memory_fd, bool clear);
 
 }  // namespace memattach::probe

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <thread>
 
@@ -15,6 +16,8 @@
 
 namespace memattach::probe {
 
+class Rescuer;
+
 /// The small process that ptraces the target, as the analysing process sees it. Neither can harm the target
 /// by dying:
 ///
@@ -24,7 +27,7 @@ namespace memattach::probe {
 ///  here
 ///    for nothing else undoes every change that the shared table lists. It is woken by the end of a pipe,
 ///    which the kernel closes before it lets go (do_exit(): exit_files() comes before exit_notify()). What
-///    remains: a thread that has trapped, or traps until then, dies of SIGTRAP.
+///    remains: a thread that traps until then and isn't waited for any more dies of SIGTRAP.
 class TraceProcess {
   public:
     /// Forks, attaches and arms; returns when that is done. Call it before there are other threads. Throws
@@ -59,6 +62,7 @@ class TraceProcess {
     base::UniqueFd memory_;  ///< /proc/PID/mem, opened before anybody traces
     base::UniqueFd alive_;   ///< reads end of file once the tracing process is dying
     base::UniqueFd alive_write_;
+    std::unique_ptr<Rescuer> rescuer_;
     std::thread watcher_;
     std::atomic<bool> died_{false};
     std::atomic<std::size_t> repaired_{0};

@@ -12,8 +12,9 @@
 ///
 /// Order within a hit: the displaced instruction is carried out and the registers are written first; then the
 /// client looks at the thread. Should this process be killed, the kernel lets the thread run on from there
-/// (exit_ptrace(), kernel/ptrace.c; a stop that has been waited for delivers no signal), so all that can go
-/// wrong lies between the trap and that write, some microseconds.
+/// (exit_ptrace(), kernel/ptrace.c; a stop that has been waited for delivers no signal). A thread that is
+/// caught between waitpid and that write is set back by the analysing process (src/probe/rescuer.h); what is
+/// left is one that traps and isn't waited for any more.
 #pragma once
 
 #include <sys/types.h>
