@@ -9,7 +9,7 @@ namespace memattach::python {
 namespace {
 
 constexpr std::size_t kMaxTries = 4;
-constexpr std::size_t kMaxPlans = 4;
+constexpr std::size_t kMaxPlans = 6;
 constexpr std::size_t kMaxReads = 16;
 /// Shims come on top of the frames that count.
 constexpr std::size_t kMaxChain = 2 * trace::kMaxStackDepth + 2;
@@ -17,7 +17,8 @@ constexpr std::uint64_t kPageBytes = 4096;
 constexpr std::uint64_t kReplanEveryWalks = 128;
 /// How many of the innermost frames are looked at twice: the first three in any case, further ones and those
 /// of recent calls where they lie this near, so that they come with the same piece; two far ones, a piece
-/// each.
+/// each; all that are remembered once a walk had to look for the frame of a call a second time, as with 3.8
+/// and 3.9, where each function has a frame at a place of its own (co_zombieframe).
 constexpr std::size_t kMaxAgain = 6;
 constexpr std::size_t kAlwaysAgain = 3;
 constexpr std::size_t kMaxFarAgain = 2;
@@ -90,7 +91,8 @@ void ThreadWalk::remember_top(std::uint64_t top) {
     *oldest = {top, walks_};
 }
 
-void ThreadWalk::plan(const WalkContext& context, std::uint64_t top) {
+void ThreadWalk::plan(const WalkContext& context, std::uint64_t top, bool widely) {
+    planned_chain_ = chain_;
     addresses_.clear();
     const std::uint32_t begin = context.frames.begin();
     for (const std::uint64_t address : chain_) addresses_.push_back(address + begin);
@@ -118,7 +120,7 @@ void ThreadWalk::plan(const WalkContext& context, std::uint64_t top) {
             again_addresses_.end()) {
             continue;
         }
-        if (near(recent.address) || ++far <= kMaxFarAgain) again_addresses_.push_back(recent.address);
+        if (near(recent.address) || ++far <= kMaxFarAgain || widely) again_addresses_.push_back(recent.address);
     }
     addresses_.clear();
     for (const std::uint64_t address : again_addresses_) addresses_.push_back(address + begin);
@@ -222,8 +224,10 @@ ThreadWalk::Chain ThreadWalk::follow(const WalkContext& context, std::uint64_t t
 }
 
 /// Finds the addresses of a chain that isn't within the window, page by page, into chain_. What it reads on
-/// the way is not used for anything else. False where not even `top` can be read.
-bool ThreadWalk::discover(const WalkContext& context, std::uint64_t top) {
+/// the way is not used for anything else. With `to_known`, from a frame on that was planned for the rest is
+/// taken to be where it was: the thread runs on meanwhile, and reading all of a long chain can take longer
+/// than the call whose frame is looked for. False where not even `top` can be read.
+bool ThreadWalk::discover(const WalkContext& context, std::uint64_t top, bool to_known) {
     const FrameShape& shape = context.frames;
     std::array<std::byte, 2 * kPageBytes> page;
     std::uint64_t start = 0;
@@ -233,6 +237,13 @@ bool ThreadWalk::discover(const WalkContext& context, std::uint64_t top) {
         const std::uint64_t from = address + shape.begin();
         const std::uint64_t to = from + shape.bytes();
         if (to < from) break;
+        if (to_known) {
+            const auto known = std::find(planned_chain_.begin(), planned_chain_.end(), address);
+            if (known != planned_chain_.end()) {
+                chain_.insert(chain_.end(), known, planned_chain_.end());
+                break;
+            }
+        }
         if (from < start || to > end) {
             start = from / kPageBytes * kPageBytes;
             const std::uint64_t wanted = ((to - 1) / kPageBytes + 1) * kPageBytes - start;
@@ -398,9 +409,11 @@ WalkStatus ThreadWalk::walk(const WalkContext& context, const std::optional<GilP
         if (!known_place && plans < kMaxPlans) {
             // Frames where none were before: look for them there the next time.
             ++plans;
-            if (chain == Chain::complete || discover(context, word_)) {
+            // What was planned for may be another call's of the same function: now and then all is read.
+            const bool to_known = plans % 3 != 0;
+            if (chain == Chain::complete || discover(context, word_, to_known)) {
                 remember_top(word_);
-                plan(context, word_);
+                plan(context, word_, plans > 1);
                 continue;
             }
         }
@@ -416,6 +429,7 @@ void ThreadWalk::forget_places() {
     window_.clear();
     again_.clear();
     chain_.clear();
+    planned_chain_.clear();
     again_addresses_.clear();
     planned_top_ = 0;
     recent_tops_ = {};

@@ -97,10 +97,10 @@ class ThreadWalk {
     };
     enum class Looks : std::uint8_t { first, second };
 
-    void plan(const WalkContext& context, std::uint64_t top);
+    void plan(const WalkContext& context, std::uint64_t top, bool widely = false);
     bool read(const WalkContext& context, const std::optional<GilPlace>& gil, bool stopped);
     Chain follow(const WalkContext& context, std::uint64_t top, Looks looks, RawStack& out);
-    [[nodiscard]] bool discover(const WalkContext& context, std::uint64_t top);
+    [[nodiscard]] bool discover(const WalkContext& context, std::uint64_t top, bool to_known);
     [[nodiscard]] std::optional<std::uint64_t> innermost_at_second_look(const WalkContext& context) const;
     [[nodiscard]] std::uint64_t nearest_not_left(const WalkContext& context, std::uint64_t address) const;
     [[nodiscard]] bool stood_still(const WalkContext& context, std::uint64_t top) const;
@@ -118,6 +118,7 @@ class ThreadWalk {
     FrameWindow again_;   ///< the innermost ones once more
     std::vector<std::uint64_t> again_addresses_;
     std::uint64_t planned_top_ = 0;
+    std::vector<std::uint64_t> planned_chain_;
     std::vector<std::uint64_t> chain_;  ///< addresses of the frames followed last, shims too, innermost first
     struct RecentTop {
         std::uint64_t address = 0;
