@@ -33,9 +33,7 @@ struct CpuSampler::Thread {
     TaskFiles files;
     PerfEvent perf;
     LookedAt looked_at;
-    std::optional<std::uint64_t> burned_before_ns;  ///< its CPU time when it was first looked at
-    std::uint64_t samples_taken = 0;
-    double phase = 0;  ///< where in its first period the first sample is due
+    SampleAllowance allowance;
     bool named = false;
     bool gone = false;
 
@@ -148,7 +146,6 @@ CpuSampler::Thread* CpuSampler::add_thread(int tid) {
     if (threads_.contains(tid)) return nullptr;
     auto thread = std::make_unique<Thread>(pid_, tid);
     thread->period_ns = first_period_ns();
-    thread->phase = random_.uniform();
     if (perf_.allowed && !stopping_) {
         PerfOptions options = perf_options_;
         if (event_driven_) options.period_ns = thread->period_ns;
@@ -393,19 +390,10 @@ void CpuSampler::poll_thread(Thread& thread, std::uint64_t now_ns) {
         give(thread, sample, *stack);
 }
 
-/// Whether the thread has used up the CPU time that its next sample stands for. "Running" alone includes the
-/// time that it waits for a CPU; its stack then is where it was when it last had one.
-bool CpuSampler::has_burned(Thread& thread) {
+/// Whether the thread has burned what the next sample stands for.
+bool CpuSampler::has_burned(Thread& thread) const {
     const auto burned = thread.files.burned_ns();
-    if (!burned) return true;  // a kernel without CONFIG_SCHED_INFO
-    if (!thread.burned_before_ns) thread.burned_before_ns = *burned;
-    const std::uint64_t since = *burned - *thread.burned_before_ns;
-    const double due =
-        (static_cast<double>(thread.samples_taken) + thread.phase) * static_cast<double>(period_ns_);
-    if (static_cast<double>(since) < due) return false;
-    // A thread whose moments on a CPU fell between ticks must not catch up on them in a row later.
-    thread.samples_taken = std::max(thread.samples_taken + 1, since / period_ns_);
-    return true;
+    return !burned || thread.allowance.take(*burned, period_ns_);  // a kernel without CONFIG_SCHED_INFO
 }
 
 void CpuSampler::flush_pending(Thread& thread) {

@@ -4,11 +4,14 @@ the GIL, child processes, and every way in which a target can end under the prof
 # timeout: 900
 
 import os
+import pathlib
 import signal
+import sys
 
 from harness import LiveTest, each_python, main, pythons
 
 RATE = ("-r", "500", "--cpu")
+WITHOUT_PERF = (sys.executable, str(pathlib.Path(__file__).with_name("without_perf.py")))
 
 
 class Shares(LiveTest):
@@ -75,6 +78,22 @@ class Shares(LiveTest):
             # Nor what the interpreter itself started from: the loop was found, in stripped builds too.
             self.assertNotIn("Py_RunMain", stack)
             self.assertLess(stack.index("main ("), stack.index("native ("))
+
+    @each_python(kinds=("host",))
+    def test_where_perf_is_refused(self, python):
+        """Samples by the clock, without a split, in proportion to CPU time."""
+        target = self.start(python, "cpu_threads.py")
+        target.send("nappers 8")
+        target.read_json()
+        profile = self.memattach(*("-p", target.pid, "-d", "3s", "--cpu", "-r", "200", "--json", "-"), wrap=WITHOUT_PERF).json
+        self.assertEqual(profile["session"]["engine"]["cpu"], "timer")
+        self.assertIn("no Python/native/system split", profile["session"]["notes"][0])
+        row = self.line(profile, target, "napper")
+        self.assertIsNone(row["python_pct"])
+        cpu_s = profile["totals"]["cpu_s"]
+        samples_s = profile["totals"]["cpu_samples"] / 200
+        self.assertGreater(cpu_s, 0.05)
+        self.assertAlmostEqual(samples_s, cpu_s, delta=3 * (cpu_s / 200) ** 0.5 + 0.05 * cpu_s)
 
     def test_without_privileges(self):
         """Only the user side may be watched then: system time is what leaves no record."""

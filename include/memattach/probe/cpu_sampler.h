@@ -91,7 +91,7 @@ class CpuSampler final : public Source {
     void serve_event(int tid);
     void serve_tick(std::uint64_t now_ns);
     void poll_thread(Thread& thread, std::uint64_t now_ns);
-    bool has_burned(Thread& thread);
+    bool has_burned(Thread& thread) const;
     std::uint64_t first_period_ns();
     void check_hidden(Thread& thread, std::uint64_t now_ns);
     void plan_next(Thread& thread, const PerfSample& last);

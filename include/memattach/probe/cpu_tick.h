@@ -1,7 +1,9 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <optional>
 
 namespace memattach::probe {
 
@@ -54,6 +56,34 @@ class TickSchedule {
     std::uint64_t tick_ = 0;
     std::uint64_t due_ns_;
     SmallRandom random_;
+};
+
+/// Keeps the samples that ticks take of one thread in proportion to the CPU time that it burns. "Running"
+/// alone includes the time that it waits for a CPU; its stack then is where it was when it last had one.
+///
+/// A thread that always gets a CPU is met running as often as it burns, but on average only: samples may be
+/// some ahead of what was burned, or of threads that run for moments half would be dropped. They must not
+/// catch up in a row on moments that fell between ticks, either.
+class SampleAllowance {
+  public:
+    /// Whether a sample that stands for `period_ns` may be taken of the thread, which has burned `burned_ns`
+    /// in all.
+    bool take(std::uint64_t burned_ns, std::uint64_t period_ns) {
+        const auto period = static_cast<double>(period_ns);
+        const std::uint64_t since = burned_ns - std::min(burned_ns, burned_before_ns_.value_or(burned_ns));
+        burned_before_ns_ = burned_ns;
+        // A running thread's CPU time moves with the kernel's ticks, which are up to 10 ms apart.
+        constexpr double kTickNs = 10e6;
+        uncharged_ns_ =
+            std::min(uncharged_ns_ + static_cast<double>(since), std::max(8 * period, 2 * kTickNs));
+        if (uncharged_ns_ - period < -std::max(4 * period, kTickNs)) return false;
+        uncharged_ns_ -= period;
+        return true;
+    }
+
+  private:
+    std::optional<std::uint64_t> burned_before_ns_;
+    double uncharged_ns_ = 0;  ///< of its CPU time, what no sample stands for yet; negative: they are ahead
 };
 
 }  // namespace memattach::probe

@@ -2,6 +2,9 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cmath>
+
 using memattach::probe::TickSchedule;
 
 TEST_CASE("ticks keep to absolute times, however late they are served") {
@@ -47,4 +50,54 @@ TEST_CASE("with jitter each tick falls into its own period, anywhere in it") {
         REQUIRE(ticks.serve(due) == 0);
     }
     CHECK(sum / 10000 == doctest::Approx(500).epsilon(0.03));
+}
+
+namespace {
+
+/// Samples taken at 100 Hz of a thread that wants to run for `busy_ms` of each `cycle_ms` and gets a CPU for
+/// `share` of that, over the CPU time that it burns in the 20 seconds.
+double samples_per_due(double busy_ms, double cycle_ms, double share) {
+    constexpr double kPeriodMs = 10;
+    constexpr double kSessionMs = 20'000;
+    memattach::probe::SmallRandom random(7);
+    double samples = 0;
+    double due = 0;
+    for (int run = 0; run < 50; ++run) {
+        memattach::probe::SampleAllowance allowance;
+        const double begin = cycle_ms * random.uniform();
+        const auto burned_ms = [&](double now) {
+            const double whole = std::floor((now + begin) / cycle_ms);
+            return share * (whole * busy_ms + std::min(busy_ms, now + begin - whole * cycle_ms));
+        };
+        for (double tick = 0; tick + kPeriodMs < kSessionMs; tick += kPeriodMs) {
+            const double now = tick + kPeriodMs * random.uniform();
+            if (std::fmod(now + begin, cycle_ms) >= busy_ms) continue;  // it sleeps
+            samples += allowance.take(static_cast<std::uint64_t>(1e6 * burned_ms(now)), 10'000'000) ? 1 : 0;
+        }
+        due += (burned_ms(kSessionMs) - burned_ms(0)) / kPeriodMs;
+    }
+    return samples / due;
+}
+
+}  // namespace
+
+TEST_CASE("a thread has as many samples as it burns periods, in moments or all of the time") {
+    CHECK(samples_per_due(1, 100, 1) == doctest::Approx(1).epsilon(0.1));
+    CHECK(samples_per_due(1, 20, 1) == doctest::Approx(1).epsilon(0.1));
+    CHECK(samples_per_due(3, 10.3, 1) == doctest::Approx(1).epsilon(0.1));
+    CHECK(samples_per_due(50, 100, 1) == doctest::Approx(1).epsilon(0.05));
+    CHECK(samples_per_due(100, 100, 1) == doctest::Approx(1).epsilon(0.01));
+}
+
+TEST_CASE("a thread that waits for a CPU half of the time has half of the samples") {
+    CHECK(samples_per_due(100, 100, 0.5) == doctest::Approx(1).epsilon(0.02));
+    CHECK(samples_per_due(50, 100, 0.5) == doctest::Approx(1).epsilon(0.05));
+}
+
+TEST_CASE("moments that fell between ticks aren't caught up in a row") {
+    memattach::probe::SampleAllowance allowance;
+    CHECK(allowance.take(0, 10'000'000));
+    int taken = 0;
+    for (int i = 0; i < 100; ++i) taken += allowance.take(10'000'000'000, 10'000'000) ? 1 : 0;
+    CHECK(taken <= 20);
 }
