@@ -120,7 +120,8 @@ void ThreadWalk::plan(const WalkContext& context, std::uint64_t top, bool widely
             again_addresses_.end()) {
             continue;
         }
-        if (near(recent.address) || ++far <= kMaxFarAgain || widely) again_addresses_.push_back(recent.address);
+        if (near(recent.address) || ++far <= kMaxFarAgain || widely)
+            again_addresses_.push_back(recent.address);
     }
     addresses_.clear();
     for (const std::uint64_t address : again_addresses_) addresses_.push_back(address + begin);
