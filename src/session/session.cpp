@@ -95,6 +95,7 @@ class Run {
     void attach();
     void on_signal();
     void housekeeping();
+    void tell_progress(std::uint64_t now_ns) const;
     void add_timeline_point(std::uint64_t now_ns);
     void conclude();
 
@@ -191,13 +192,16 @@ void Run::housekeeping() {
     const std::uint64_t now = base::monotonic_ns();
     processes_->scan(now);
     add_timeline_point(now);
-    if (progress_) {
-        Progress progress;
-        progress.elapsed_s = static_cast<double>(now - start_ns_) / 1e9;
-        progress.cpu_samples = recorder_->cpu_samples();
-        progress.allocations = processes_->alloc_samples();
-        progress_(progress);
-    }
+    tell_progress(now);
+}
+
+void Run::tell_progress(std::uint64_t now_ns) const {
+    if (!progress_) return;
+    Progress progress;
+    progress.elapsed_s = static_cast<double>(now_ns - start_ns_) / 1e9;
+    progress.cpu_samples = recorder_->cpu_samples();
+    progress.allocations = processes_->alloc_samples();
+    progress_(progress);
 }
 
 void Run::conclude() {
@@ -245,6 +249,7 @@ Outcome Run::operator()() {
         loop_.every(static_cast<std::uint64_t>(duration_ns), [this] { loop_.stop(); });
     }
     last_point_ns_ = start_ns_;
+    tell_progress(start_ns_);  // that it has begun
     loop_.run();
     conclude();
     return std::move(outcome_);
