@@ -282,6 +282,16 @@ class Target:
     def read_json(self, timeout=60):
         return json.loads(self.read_line(timeout))
 
+    def wait_until_it_listens(self, timeout=60):
+        """Until its main thread is blocked in read() of what the test sends."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            with open(f"/proc/{self.pid}/task/{self.pid}/syscall", encoding="ascii") as file:
+                if file.read().startswith("0 0x0 "):
+                    return
+            time.sleep(0.001)
+        raise AssertionError(f"target {self.pid} ({self.python}) never listened")
+
     def errors(self):
         self._stderr.seek(0)
         return self._stderr.read().decode(errors="replace")[-2000:]

@@ -21,6 +21,7 @@ class Smoke(LiveTest):
     @each_python(kinds=("host",))
     def test_dump_shows_the_stack_that_the_program_is_in(self, python):
         target = self.start(python, "blocked.py")
+        target.wait_until_it_listens()
         dump = self.memattach("dump", "-p", target.pid, "--json").json
         threads = {t["tid"]: t for t in dump["threads"]}
         self.assertEqual(set(threads), set(target.truth["threads"].values()))

@@ -4,6 +4,7 @@ in every version, of every way to get into a frame."""
 import json
 import pathlib
 import subprocess
+import time
 
 from harness import MEMATTACH, LiveTest, each_python, main
 
@@ -47,7 +48,8 @@ class Stacks(LiveTest):
 
     def settled(self, reader, tid):
         """The target said where it is just before it blocked: read until its innermost frame is the blocking one."""
-        for _ in range(2000):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
             # Of several: up to 3.12 a subinterpreter's thread state says that it is its creator's, whoever runs it.
             threads = [t for t in reader.read() if t["tid"] == tid]
             for thread in threads:
