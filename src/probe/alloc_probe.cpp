@@ -14,78 +14,28 @@ namespace memattach::probe {
 namespace {
 
 constexpr std::uint64_t kReturnTag = ~std::uint64_t{0};
-/// A result in the last page is an error number: −MAX_ERRNO … −1.
-constexpr std::uint64_t kFirstError = ~std::uint64_t{0} - 4095;
 constexpr std::size_t kMaxCallsPerThread = 16;
 constexpr std::size_t kMaxReturnPoints = 65536;
-
-std::uint64_t argument(Argument which, const user_regs_struct& regs) {
-    switch (which) {
-        case Argument::rdi:
-            return regs.rdi;
-        case Argument::rsi:
-            return regs.rsi;
-        case Argument::rdx:
-            return regs.rdx;
-        case Argument::rcx:
-            return regs.rcx;
-        case Argument::r8:
-            return regs.r8;
-        case Argument::r9:
-            return regs.r9;
-        case Argument::none:
-            break;
-    }
-    return 0;
-}
-
-/// What was asked for, or nothing where the product overflows (the call will fail).
-std::optional<std::uint64_t> requested_bytes(const Site& site, const user_regs_struct& regs) {
-    std::uint64_t size = argument(site.args.size, regs);
-    if (site.args.count != Argument::none &&
-        __builtin_mul_overflow(size, argument(site.args.count, regs), &size)) {
-        return std::nullopt;
-    }
-    return size;
-}
-
-bool contains(const std::vector<AddressRange>& ranges, std::uint64_t address) {
-    const auto above =
-        std::upper_bound(ranges.begin(), ranges.end(), base::Address(address),
-                         [](base::Address a, const AddressRange& range) { return a < range.start; });
-    return above != ranges.begin() && std::prev(above)->contains(base::Address(address));
-}
 
 }  // namespace
 
 AllocProbe::AllocProbe(pid_t pid, const process::Memory& memory, const python::Runtime& runtime,
-                       const SiteMap& sites, const AllocProbeOptions& options, TraceShared& shared,
-                       int notify_fd)
+                       const SiteMap& sites, std::vector<PlannedSite> planned,
+                       const AllocProbeOptions& options, TraceShared& shared, int notify_fd, Shadow& shadow)
     : pid_(pid),
       memory_(memory),
       map_(sites),
       options_(options),
       shared_(shared),
       notify_fd_(notify_fd),
+      shadow_(shadow),
       runtime_(runtime),
       reader_(memory, runtime, pid),
       thread_states_(memory, runtime, reader_),
-      sampler_(options.seed) {
+      sampler_(options.seed),
+      sites_(std::move(planned)) {
     live_.reserve(1 << 16);
     return_points_.reserve(4096);
-    plan_sites(sites);
-}
-
-void AllocProbe::plan_sites(const SiteMap& sites) {
-    for (const Site& site : sites.sites) {
-        std::array<std::byte, 64> bytes{};
-        const std::size_t got = memory_.read_up_to(site.address, bytes);
-        const bool skip_null = site.kind == SiteKind::release && site.args.old == Argument::rdi;
-        const auto point = choose_probe_point(std::span(bytes).first(got), skip_null);
-        if (!point) continue;
-        sites_.push_back({site, *point, site.address.value() + point->offset});
-    }
-    if (sites_.empty()) base::throw_error("no allocation function of process {} can be watched", pid_);
 }
 
 void AllocProbe::start(Tracer& tracer) {
@@ -155,18 +105,6 @@ void AllocProbe::on_hit(pid_t tid, std::uint64_t address, std::uint64_t tag, con
     }
 }
 
-bool AllocProbe::from_inside(const Site& site, std::uint64_t return_address) const {
-    switch (site.group) {
-        case trace::AllocKind::malloc:
-            return contains(map_.inside_malloc, return_address);
-        case trace::AllocKind::mmap:
-            return contains(map_.inside_mmap, return_address);
-        case trace::AllocKind::object:
-            return contains(map_.inside_object, return_address);
-    }
-    return false;
-}
-
 void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& regs) {
     const PlannedSite& planned = sites_[index];
     const Site& site = planned.site;
@@ -179,7 +117,7 @@ void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& 
     drop_stale(thread, slot);
     const LastHit last = thread.last;
     thread.last = {index, slot, 0};
-    if (schedule_->group(site.group).is_windowed() && !in_window(site.group, regs)) {
+    if (schedule_->group(site.group).is_windowed() && !in_window(tid, site.group, regs)) {
         hit_counts_ = false;
         return;
     }
@@ -198,12 +136,9 @@ void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& 
                                   sites_[last.site].site.group == site.group;
     const auto asked = requested_bytes(site, regs);
     if (!asked) return;
-    // A file's pages are not memory asked for.
-    const std::uint64_t flags = argument(site.args.flags, regs);
-    if (site.args.flags != Argument::none && (flags & MAP_ANONYMOUS) == 0) return;
+    if (maps_a_file(site, regs)) return;
     const bool elsewhere = site.limit_bytes != 0 && *asked > site.limit_bytes;
-    std::uint64_t size = *asked;
-    if (site.padding_bytes != 0) size = size > site.padding_bytes ? size - site.padding_bytes : 1;
+    const std::uint64_t size = own_bytes(site, *asked);
     Call call;
     if (site.kind == SiteKind::reallocate || site.kind == SiteKind::reallocate_mapping) {
         const std::uint64_t old = argument(site.args.old, regs);
@@ -226,10 +161,8 @@ void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& 
     if (!return_address) return;
     thread.last.return_address = *return_address;
     if (may_be_passed_on && last.return_address == *return_address) return;
-    if (from_inside(site, *return_address)) return;
-    if (site.args.flags != Argument::none && (flags & MAP_PRIVATE) != 0 &&
-        contains(map_.interpreter_text, *return_address))
-        return;
+    if (from_inside(map_, site, *return_address)) return;
+    if (is_interpreters_own(map_, site, regs, *return_address)) return;
     if (!call.kept && call.old == 0) return;
     hit_.sampled = call.kept;
     call.site = index;
@@ -318,7 +251,7 @@ void AllocProbe::end_call(pid_t tid, Call& call, const user_regs_struct& regs) {
     if (site.kind == SiteKind::allocate_out) {
         block = regs.rax == 0 ? Tracer::peek(tid, call.out).value_or(0) : 0;
     }
-    if (block >= kFirstError) block = 0;
+    if (block >= kFirstErrorResult) block = 0;
     const bool succeeded = block != 0 || (site.kind == SiteKind::reallocate && call.event.size_bytes == 0);
     if (succeeded && call.old != 0) release(tid, call.old, 0);
     if (!call.kept || block == 0) return;

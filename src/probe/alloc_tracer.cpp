@@ -43,6 +43,7 @@ void AllocTracer::drain() {
     if (::read(process_->fd(), &count, sizeof count) < 0 && errno != EAGAIN) return;
     TraceEvent event;
     while (process_->shared().ring.read(event, frames_)) take(event, frames_);
+    while (process_->shadow().ring.read(event, frames_)) take(event, frames_);
     deliver(false);
     if (ending_) process_->shared().exit_drained.store(1, std::memory_order_release);
 }
@@ -186,18 +187,19 @@ void AllocTracer::finish() {
     std::vector<std::uint64_t> pages;
     for (std::uint32_t i = 0; i < patches.page_count.load(); ++i) pages.push_back(patches.pages[i].load());
     if (!exec_seen_ && !ending_) text_verified_ = text_equals_files(pid_, pages);
-    loss_[trace::Loss::lost_events] += process_->shared().ring.lost();
+    loss_[trace::Loss::lost_events] += process_->shared().ring.lost() + process_->shadow().ring.lost();
 }
 
 std::uint64_t AllocTracer::samples() const {
-    return process_->shared().figures.samples.load(std::memory_order_relaxed);
+    return process_->shared().figures.samples.load(std::memory_order_relaxed) +
+           process_->shadow().samples.load(std::memory_order_relaxed);
 }
 
 AllocTracerStats AllocTracer::stats() const {
     const TraceFigures& figures = process_->shared().figures;
     AllocTracerStats out;
     out.hits = figures.hits.load();
-    out.samples = figures.samples.load();
+    out.samples = samples();
     out.unknown_frees = figures.unknown_frees.load();
     out.stopped_s = static_cast<double>(figures.stopped_ns.load()) / 1e9;
     out.longest_stop_us = static_cast<double>(figures.longest_stop_ns.load()) / 1e3;

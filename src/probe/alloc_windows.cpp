@@ -8,17 +8,16 @@ Moment AllocProbe::moment(std::uint64_t now_ns) const {
 }
 
 void AllocProbe::apply_plan(std::uint64_t now_ns) {
+    take_shadow();
+    schedule_->allow_copies(shadow_.is_available(),
+                            schedule_->wants_copies() && !shadow_of_ && shadow_.is_ready());
     const Plan before = plan_;
     plan_ = schedule_->step(moment(now_ns));
     for (const auto kind : kKinds) {
         const GroupPlan& plan = plan_.of(kind);
-        const bool own_group = kind != trace::AllocKind::mmap;  // mmap goes with malloc
-        auto& progress = progress_of(kind);
-        if (own_group && plan.look != 0) look(progress[static_cast<std::size_t>(plan.look) - 1]);
         set_armed(kind, plan.armed);
         if (plan.window == 0 || plan.window == before.of(kind).window) continue;
         schedule_->group(kind).armed(moment(base::monotonic_ns()));
-        if (own_group && !progress[2].words.empty()) look(progress[3]);
     }
     if (plan_.malloc.window != 0 || plan_.object.window != 0) {
         occupants_.occupy(tracer_->cpu());
@@ -28,17 +27,18 @@ void AllocProbe::apply_plan(std::uint64_t now_ns) {
     send_windows();
 }
 
-/// Reads how far the thread that allocates most has come.
-void AllocProbe::look(ProgressSnapshot& into) {
-    into.cpu_ns = tracer_->own_time_ns();
-    into.words.clear();
-    const base::Address state = thread_states_.find(busiest_pthread_, base::monotonic_ns());
-    if (!state.is_null()) read_progress(memory_, runtime_.layout, state, into);
+/// Hands a shadow's result to the group that asked for it.
+void AllocProbe::take_shadow() {
+    if (!shadow_of_) return;
+    const auto result = shadow_.take();
+    if (!result) return;
+    schedule_->group(*shadow_of_).copied(*result);
+    shadow_of_.reset();
 }
 
-/// For a hit of a kind that goes by windows: whether it counts. The hit that finds the window over closes it.
-bool AllocProbe::in_window(trace::AllocKind kind, const user_regs_struct& regs) {
-    busiest_pthread_ = regs.fs_base;
+/// For a hit of a kind that goes by windows: whether it counts. The hit that finds the window over closes it,
+/// and so does the one at which a shadow takes over.
+bool AllocProbe::in_window(pid_t tid, trace::AllocKind kind, const user_regs_struct& regs) {
     GroupSchedule& group = schedule_->group(kind);
     const Moment now = moment(base::monotonic_ns());
     switch (group.arrive(now)) {
@@ -46,18 +46,14 @@ bool AllocProbe::in_window(trace::AllocKind kind, const user_regs_struct& regs) 
             return true;
         case Arrival::ignore:
             return false;
+        case Arrival::copy:
+            shadow_.submit(group.copy(now), tid, regs, tracer_->cpu());
+            shadow_of_ = kind;
+            break;
         case Arrival::closing:
+            group.close(now);
             break;
     }
-    auto& progress = progress_of(kind);
-    std::optional<OwnTime> measured;
-    if (!progress[3].words.empty()) {
-        look(progress[4]);
-        measured = own_time_between(progress[0], progress[1], progress[2], progress[3], progress[4],
-                                    group.window_cpu_ns(now));
-    }
-    group.close(now, measured);
-    for (ProgressSnapshot& snapshot : progress) snapshot.words.clear();
     apply_plan(base::monotonic_ns());
     return false;
 }

@@ -14,21 +14,21 @@ constexpr double kLongestSpanNs = 500e6;
 constexpr double kShortestWindowNs = 3e3;
 /// While rates are unknown a span is so many times its window.
 constexpr double kUnknownSpanShare = 8;
-/// Hits that a dense window has at least and at most: as many as it takes to see the program progress.
-constexpr double kFewestHits = 48;
-constexpr double kMostHits = 192;
+/// Hits of a dense window.
+constexpr double kDenseHits = 64;
 /// A window that was planned for a sparse stretch and met a dense one ends after so many hits.
 constexpr double kSurprise = 1024;
 /// A window that was planned for a dense stretch and met a quiet one ends after so much of what was planned.
 constexpr double kQuietWindows = 20;
 constexpr double kQuietNs = 1e6;
-/// Where stops take more than this share of a window's CPU time, the program's progress is asked.
+/// Where stops take more than this share of a window's CPU time, its own time isn't told by the clock alone.
 constexpr double kDense = 0.15;
-/// A measure less sure than this is not one.
-constexpr double kMostSpread = 0.3;
-constexpr double kSure = 0.06;
-/// How sure own time is that progress has told, all windows together.
-constexpr double kMeasuredSpread = 0.03;
+/// A window that a shadow spends, and the shortest span for one: a shadow is some milliseconds of another
+/// processor's work.
+constexpr double kCopyNs = 300e3;
+constexpr double kCopySpanNs = 40e6;
+/// What the state of a thread takes to read.
+constexpr double kFirstCopyCostNs = 200e3;
 /// By how much the cost of a stop may be off, systematically.
 constexpr double kCostOffNs = 400;
 /// Own time that is not this many times as long as stops may be off is no measure of its window alone.
@@ -38,10 +38,6 @@ constexpr double kUnknownSpread = 3;
 constexpr double kPooled = 64;
 /// No program allocates faster for long.
 constexpr double kShortestGapNs = 10;
-/// A stop costs at most so much more than null traps say.
-constexpr double kMostUnderratedNs = 1'500;
-/// Between two looks at progress.
-constexpr double kLookNs = 150e3;
 /// A hit that arrives with less CPU time gone by than a stop takes had trapped when the window was armed.
 constexpr double kPendingNs = 600;
 /// A window that has stopped its target for so long is ended, and counted as cut.
@@ -87,7 +83,7 @@ void GroupSchedule::plan_span(double own_now) {
     const double cost = density * (clock_.stop_cost_ns() + kept * StopClock::kSampleExtraNs);
     const double fraction = std::min(1.0, budget / cost);
     // Short spans, unless that leaves a window with too few hits.
-    const double wanted = std::min(dense_hits_ / density, kLongestSpanNs);
+    const double wanted = std::min(kDenseHits / density, kLongestSpanNs);
     span_ns_ = std::clamp(wanted / fraction, kShortestSpanNs, kLongestSpanNs);
     // After quiet windows a busy one may come: grow by steps, fall at once. The span shrinks along, so that
     // no sample of a short window stands for a long time.
@@ -96,10 +92,14 @@ void GroupSchedule::plan_span(double own_now) {
     if (length > allowed) span_ns_ = std::max(span_ns_ * allowed / length, kUnknownSpanShare * allowed);
     window_ns_ = std::min({length, allowed, span_ns_});
     window_start_ = span_start_ + std::uniform_real_distribution<double>()(random_) * (span_ns_ - window_ns_);
-    // Windows may begin late in a span, never before the looks at progress that lead up to them.
     dense_ = window_id_ > 0 && density * (clock_.stop_cpu_ns() + StopClock::kColdNs) > kDense;
-    looks_ = dense_ ? 0 : 3;
-    if (looks_ == 0) window_start_ = std::max(window_start_, span_start_ + 2 * kLookNs);
+    copy_ = dense_ && copies_;
+    if (copy_) {
+        span_ns_ = std::clamp(kFirstCopyCostNs / budget, kCopySpanNs, kLongestSpanNs);
+        window_ns_ = kCopyNs;
+        window_start_ =
+            span_start_ + std::uniform_real_distribution<double>()(random_) * (span_ns_ - window_ns_);
+    }
     phase_ = Phase::before_window;
 }
 
@@ -134,88 +134,96 @@ double GroupSchedule::clocked_ns(double own_ns) const {
     return own_ns - window_opened_;
 }
 
-/// Where own time can be computed a window is over when it is as long as planned. In a dense one computed
-/// time means little until progress has been read: it ends after so many hits, unless the program turned
-/// quiet.
+/// Where own time can be computed a window is over when it is as long as planned. A dense one ends after so
+/// many hits, unless the program turned quiet.
 bool GroupSchedule::is_over(double own_ns) const {
     if (window_stopped_ > kLongestWindowStopNs) return true;
     const double length = clocked_ns(own_ns);
+    if (copy_) return length >= window_ns_;
     if (!dense_) return length >= window_ns_ || window_hits_ > kSurprise;
-    return window_hits_ >= dense_hits_ || length >= kQuietWindows * window_ns_ + kQuietNs;
+    return window_hits_ >= kDenseHits || length >= kQuietWindows * window_ns_ + kQuietNs;
 }
 
 Arrival GroupSchedule::arrive(Moment now) {
     if (phase_ != Phase::in_window) return Arrival::ignore;
     const bool fresh = std::exchange(fresh_, false);
     if (fresh && window_cpu_ns(now) < kPendingNs) return Arrival::ignore;
-    return is_over(clock_.own_ns(now)) ? Arrival::closing : Arrival::counts;
+    if (is_over(clock_.own_ns(now))) return Arrival::closing;
+    return copy_ ? Arrival::copy : Arrival::counts;
 }
 
-void GroupSchedule::close(Moment now, std::optional<OwnTime> measured) {
-    if (phase_ != Phase::in_window) return;
-    const double clocked = clocked_ns(clock_.own_ns(now));
-    const bool cut = window_stopped_ > kLongestWindowStopNs && clocked < window_ns_;
-    const double stops = stops_in_window();
-    // The loop that was looked at may not be the one that the window met. By how much stops can have been
-    // misjudged is known; a measure beyond that is of something else.
-    const bool plausible = measured && measured->relative_sd < kMostSpread &&
-                           1.2 * measured->own_ns >= clocked - kMostUnderratedNs * stops &&
-                           measured->own_ns <= 1.1 * clocked + StopClock::kColdNs * stops;
-    if (plausible && window_hits_ > 0) {
-        ++measured_windows_;
-        measured_own_.add(measured->own_ns, kRateMemory);
-        measured_hits_.add(window_hits_, kRateMemory);
-        if (measured->relative_sd < kSure) dense_hits_ = std::max(0.9 * dense_hits_, kFewestHits);
-        close_window(now, measured->own_ns, kMeasuredSpread, cut);
+/// Arming a window costs the target's clock some microseconds that aren't its own: as much as the fewest that
+/// pass until a first hit, where hits are dense.
+double GroupSchedule::without_arming(double before_ns) {
+    befores_[before_count_++ % befores_.size()] = before_ns;
+    const std::size_t known = std::min(before_count_, befores_.size());
+    constexpr double kMostNs = 30e3;
+    return before_ns - std::min(*std::min_element(befores_.begin(), befores_.begin() + known), kMostNs);
+}
+
+ShadowWindow GroupSchedule::copy(Moment now) {
+    const double before = std::clamp(without_arming(clocked_ns(clock_.own_ns(now))), 0.0, window_ns_);
+    phase_ = Phase::after_window;
+    copy_pending_ = true;
+    copy_span_ns_ = span_ns_ + carried_ns_;
+    return {window_id_, policy_.kinds.front(), before, window_ns_ - before, copy_span_ns_, opened_wall_ns_};
+}
+
+void GroupSchedule::copied(const ShadowResult& result) {
+    if (!std::exchange(copy_pending_, false)) return;
+    if (!result.ran) {
+        carried_ns_ = copy_span_ns_;
         return;
     }
-    if (dense_) dense_hits_ = std::min(1.25 * dense_hits_, kMostHits);
-    // The end of a window that wasn't ended by its hits lay between the last that counted and this moment: it
-    // was exactly as long as planned.
-    end_by_clock(now, dense_ || window_hits_ > kSurprise ? clocked : std::min(clocked, window_ns_), cut);
+    carried_ns_ = 0;
+    ++copied_windows_;
+    learn_density(result.hits, result.bytes, result.own_ns);
 }
 
 /// Where hits are dense one window's own time is less than what its stops may be misjudged by from one to the
-/// next. Over many windows that evens out: own time per hit is told by all of them together, or by those in
-/// which the program's progress was seen, where those are most.
-void GroupSchedule::end_by_clock(Moment now, double clocked, bool cut) {
-    const double off = kCostOffNs * stops_in_window();
-    if (window_hits_ > 0) {
-        pooled_own_.add(clocked, kPooled);
-        pooled_hits_.add(window_hits_, kPooled);
+/// next. Over many windows that evens out.
+GroupSchedule::Length GroupSchedule::length_of(const Closed& window) const {
+    if (window.hits == 0 || window.clocked_ns > kTrusted * window.off_ns) {
+        const double spread = window.clocked_ns > 0 ? window.off_ns / window.clocked_ns : 0;
+        return {window.clocked_ns, std::min(spread, kUnknownSpread)};
     }
-    if (window_hits_ == 0 || clocked > kTrusted * off) {
-        close_window(now, clocked, clocked > 0 ? std::min(off / clocked, kUnknownSpread) : 0, cut);
-        return;
-    }
-    const bool by_progress = 2 * measured_windows_ > dense_windows_ && measured_hits_.value > 0;
-    const double gap = by_progress ? measured_own_.value / measured_hits_.value
-                                   : pooled_own_.value / std::max(pooled_hits_.value, 1.0);
-    const double length = window_hits_ * std::max(gap, kShortestGapNs);
-    close_window(now, length, std::min(off / length, kUnknownSpread), cut);
+    const double gap = pooled_own_.value / std::max(pooled_hits_.value, 1.0);
+    const double length = window.hits * std::max(gap, kShortestGapNs);
+    return {length, std::min(window.off_ns / length, kUnknownSpread)};
 }
 
-void GroupSchedule::close_window(Moment now, double length, double spread, bool cut) {
+void GroupSchedule::close(Moment now) {
+    if (phase_ != Phase::in_window) return;
+    const double clocked = clocked_ns(clock_.own_ns(now));
+    const bool cut = window_stopped_ > kLongestWindowStopNs && clocked < window_ns_;
+    // The end of a window that wasn't ended by its hits lay between the last that counted and this moment: it
+    // was exactly as long as planned.
+    end_by_clock(
+        now, (dense_ && !copy_) || window_hits_ > kSurprise ? clocked : std::min(clocked, window_ns_), cut);
+}
+
+void GroupSchedule::end_by_clock(Moment now, double clocked, bool cut) {
     phase_ = Phase::after_window;
     if (cut) ++cut_windows_;
     if (dense_) ++dense_windows_;
     dense_ = false;
-    length = std::max(length, std::max(window_hits_, 1.0) * kShortestGapNs);
-    span_ns_ = std::max(span_ns_, window_opened_ - span_start_ + length);
-    for (const trace::AllocKind kind : policy_.kinds) {
-        trace::Window window;
-        window.id = window_id_;
-        window.kind = kind;
-        window.start_ns = opened_wall_ns_;
-        window.end_ns = now.wall_ns;
-        window.own_ns = static_cast<std::uint64_t>(length);
-        window.span_own_ns = static_cast<std::uint64_t>(span_ns_);
-        window.own_spread = spread;
-        closed_.push_back(window);
+    if (window_hits_ > 0) {
+        pooled_own_.add(clocked, kPooled);
+        pooled_hits_.add(window_hits_, kPooled);
     }
-    armed_ns_ += length;
-    hits_.add(window_hits_ / length, kRateMemory);
-    bytes_.add(window_bytes_ / length, kRateMemory);
+    Closed window;
+    window.id = window_id_;
+    window.start_wall_ns = opened_wall_ns_;
+    window.end_wall_ns = now.wall_ns;
+    window.start = window_opened_ - span_start_;
+    window.hits = window_hits_;
+    window.bytes = window_bytes_;
+    window.clocked_ns = clocked;
+    window.off_ns = kCostOffNs * stops_in_window();
+    const Length length = length_of(window);
+    span_ns_ = std::max(span_ns_, window.start + length.own_ns);
+    window.span_ns = span_ns_ + std::exchange(carried_ns_, 0);
+    record(window, length);
     if (policy_.may_be_always && hits_.count >= kRateMemory &&
         hits_.value * clock_.stop_cost_ns() < kReturnShare * budget_) {
         always_ = true;
@@ -224,6 +232,30 @@ void GroupSchedule::close_window(Moment now, double length, double spread, bool 
         reviewed_spent_ = spent_ns_;
         always_wall_ns_ = now.wall_ns;
     }
+}
+
+void GroupSchedule::record(const Closed& closed, Length length) {
+    length.own_ns = std::max(length.own_ns, std::max(closed.hits, 1.0) * kShortestGapNs);
+    const double span_ns = std::max(closed.span_ns, closed.start + length.own_ns);
+    for (const trace::AllocKind kind : policy_.kinds) {
+        trace::Window window;
+        window.id = closed.id;
+        window.kind = kind;
+        window.start_ns = closed.start_wall_ns;
+        window.end_ns = closed.end_wall_ns;
+        window.own_ns = static_cast<std::uint64_t>(length.own_ns);
+        window.span_own_ns = static_cast<std::uint64_t>(span_ns);
+        window.own_spread = length.spread;
+        closed_.push_back(window);
+    }
+    learn_density(closed.hits, closed.bytes, length.own_ns);
+}
+
+void GroupSchedule::learn_density(double hits, double bytes, double own_ns) {
+    own_ns = std::max(own_ns, 1.0);
+    armed_ns_ += own_ns;
+    hits_.add(hits / own_ns, kRateMemory);
+    bytes_.add(bytes / own_ns, kRateMemory);
 }
 
 void GroupSchedule::settle_always(Moment now) {
@@ -273,19 +305,16 @@ GroupPlan GroupSchedule::step(Moment now) {
             // A dense window is ended by the hit behind its last one, which finds the thread stopped.
             const double length = clocked_ns(t);
             const bool quiet =
-                dense_ ? length >= kQuietWindows * window_ns_ + kQuietNs : length >= window_ns_;
+                dense_ && !copy_ ? length >= kQuietWindows * window_ns_ + kQuietNs : length >= window_ns_;
             if (quiet || window_stopped_ > kLongestWindowStopNs)
-                end_by_clock(now, length, length < window_ns_);
+                end_by_clock(now, copy_ ? std::min(length, window_ns_) : length, length < window_ns_);
         }
-        if (phase_ == Phase::after_window && t >= span_start_ + span_ns_) plan_span(t);
+        if (phase_ == Phase::after_window && !copy_pending_ && t >= span_start_ + span_ns_) {
+            carried_ns_ += t - (span_start_ + span_ns_);
+            plan_span(t);
+        }
         if (phase_ == Phase::before_window) {
-            if (looks_ < 3 && t >= window_start_ - (2 - looks_) * kLookNs) {
-                plan.look = ++looks_;
-                // A look that comes late puts the window off: the stretches between looks must have some
-                // length.
-                if (looks_ < 3) window_start_ = std::max(window_start_, t + (3 - looks_) * kLookNs);
-            }
-            if (looks_ >= 3 && t >= window_start_) open_window(now);
+            if (t >= window_start_ && (!copy_ || copy_ready_)) open_window(now);
         }
     }
     const bool open = !always_ && phase_ == Phase::in_window;
@@ -294,9 +323,10 @@ GroupPlan GroupSchedule::step(Moment now) {
     // Own time passes no faster than wall time on one CPU; more threads only make step() come late, which
     // moves a window but doesn't make it longer than it says.
     const double next = always_                          ? t + kReviewOwnNs
-                        : phase_ == Phase::before_window ? window_start_ - std::max(2 - looks_, 0) * kLookNs
-                        : phase_ == Phase::in_window ? window_opened_ + window_ns_ + (dense_ ? kQuietNs : 0)
-                                                     : span_start_ + span_ns_;
+                        : phase_ == Phase::before_window ? window_start_
+                        : phase_ == Phase::in_window
+                            ? window_opened_ + window_ns_ + (dense_ && !copy_ ? kQuietNs : 0)
+                            : span_start_ + span_ns_;
     plan.wake_ns = now.wall_ns + static_cast<std::uint64_t>(std::clamp(next - t, 1e3, 20e6));
     return plan;
 }
@@ -329,7 +359,7 @@ GroupSchedule::Figures GroupSchedule::figures(Moment now) const {
     }
     f.windows = window_id_;
     f.cut_windows = cut_windows_;
-    f.measured_windows = measured_windows_;
+    f.copied_windows = copied_windows_;
     f.dense_windows = dense_windows_;
     return f;
 }

@@ -38,7 +38,10 @@ void Schedule::share_budget(double own_ns) {
 Plan Schedule::step(Moment now) {
     share_budget(clock_.own_ns(now));
     Plan plan;
+    // There is one shadow for both.
+    if (object_.is_copying()) malloc_.hold_copy();
     plan.malloc = malloc_.step(now);
+    if (malloc_.is_copying()) object_.hold_copy();
     plan.object = object_.step(now);
     plan.wake_ns = std::min(plan.malloc.wake_ns, plan.object.wake_ns);
     return plan;

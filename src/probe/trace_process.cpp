@@ -72,7 +72,8 @@ void use_dev_null() {
 
 /// Whatever else was open here (outputs, other probes' events) is to end when the analysing process closes
 /// it.
-void close_other_files(std::array<int, 3> keep) {
+template <std::size_t N>
+void close_other_files(std::array<int, N> keep) {
     std::sort(keep.begin(), keep.end());
     unsigned first = 3;
     for (const int fd : keep) {
@@ -90,8 +91,10 @@ TraceProcess::TraceProcess(pid_t pid, const python::Runtime& runtime, const Site
     : pid_(pid) {
     memory_.reset(::open(fmt::format("/proc/{}/mem", pid).c_str(), O_RDWR | O_CLOEXEC));
     if (!memory_.is_open()) throw_not_permitted(pid, errno);
+    planned_ = plan_sites(pid, process::LiveMemory(pid), sites);
     if (tracer_of(pid, pid) != 0) throw_not_permitted(pid, EPERM);
     notify_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    wake_keeper_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     int pipe_fds[2] = {-1, -1};
     if (!notify_.is_open() || ::pipe2(pipe_fds, O_CLOEXEC) != 0) {
         base::throw_error("can't start tracing: {}", base::errno_text(errno));
@@ -110,16 +113,19 @@ TraceProcess::TraceProcess(pid_t pid, const python::Runtime& runtime, const Site
     pthread_mutexattr_destroy(&robust);
     const pid_t analyser = getpid();
     shared_->analyser_pid.store(analyser);
+    start_keeper(analyser, runtime, sites);
     tracer_ = ::fork();
     if (tracer_ < 0) {
         const int error = errno;
+        end_keeper();
+        ::munmap(shadow_, sizeof(ShadowShared));
         ::munmap(shared_, sizeof(TraceShared));
         base::throw_error("can't start the tracing process: {}", base::errno_text(error));
     }
     if (tracer_ == 0) {
         become_durable(analyser);
         use_dev_null();
-        close_other_files({memory_.get(), notify_.get(), alive_write_.get()});
+        close_other_files(std::array{memory_.get(), notify_.get(), alive_write_.get(), wake_keeper_.get()});
         trace(runtime, sites, options);
     }
     alive_write_.reset();
@@ -133,7 +139,9 @@ TraceProcess::TraceProcess(pid_t pid, const python::Runtime& runtime, const Site
     if (state == TraceShared::starting || state == TraceShared::failed) {  // else: armed, or over already
         ::waitpid(tracer_, nullptr, 0);
         undo_all_patches(shared_->patches, memory_.get(), true);
+        end_keeper();
         const std::string error(shared_->error.data());
+        ::munmap(shadow_, sizeof(ShadowShared));
         ::munmap(shared_, sizeof(TraceShared));
         throw base::Error(error.empty() ? fmt::format("tracing process {} failed to start", pid) : error);
     }
@@ -144,7 +152,49 @@ TraceProcess::TraceProcess(pid_t pid, const python::Runtime& runtime, const Site
 TraceProcess::~TraceProcess() {
     stop();
     rescuer_.reset();
+    ::munmap(shadow_, sizeof(ShadowShared));
     ::munmap(shared_, sizeof(TraceShared));
+}
+
+/// Before the tracing process, whose children are its tracees. Where it can't be had, dense windows go by the
+/// CPU clock.
+void TraceProcess::start_keeper(pid_t analyser, const python::Runtime& runtime, const SiteMap& sites) {
+    void* shadow =
+        ::mmap(nullptr, sizeof(ShadowShared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shadow == MAP_FAILED) base::throw_error("can't start tracing: {}", base::errno_text(errno));
+    shadow_ = static_cast<ShadowShared*>(shadow);
+    keeper_ = wake_keeper_.is_open() ? ::fork() : -1;
+    if (keeper_ < 0) shadow_->state.store(ShadowShared::unavailable);
+    if (keeper_ != 0) return;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != analyser) _exit(0);
+    for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGPIPE, SIGTSTP}) ::signal(signal, SIG_IGN);
+    use_dev_null();
+    alive_write_.reset();
+    close_other_files(std::array{alive_.get(), wake_keeper_.get()});
+    const std::array unmapped{
+        std::span(reinterpret_cast<std::byte*>(shared_), sizeof(TraceShared)),
+        std::span(reinterpret_cast<std::byte*>(shadow_), sizeof(ShadowShared)),
+    };
+    keep_shadow(pid_, runtime, sites, planned_, shared_->patches, *shadow_,
+                {wake_keeper_.get(), alive_.get()}, unmapped);
+}
+
+/// It ends by itself once the tracing process has, when it has told the window that it is at.
+void TraceProcess::end_keeper() {
+    constexpr int kTries = 50;
+    constexpr timespec kPause{0, 2'000'000};
+    for (int i = 0; keeper_ > 0; ++i) {
+        if (::waitpid(keeper_, nullptr, WNOHANG) != 0) {
+            keeper_ = -1;
+        } else if (i < kTries) {
+            ::nanosleep(&kPause, nullptr);
+        } else {
+            ::kill(keeper_, SIGKILL);
+            ::waitpid(keeper_, nullptr, 0);
+            keeper_ = -1;
+        }
+    }
 }
 
 void TraceProcess::trace(const python::Runtime& runtime, const SiteMap& sites,
@@ -166,7 +216,8 @@ void TraceProcess::trace(const python::Runtime& runtime, const SiteMap& sites,
     };
     try {
         const process::LiveMemory memory(pid_);
-        AllocProbe probe(pid_, memory, runtime, sites, options, *shared_, notify_.get());
+        Shadow shadow(*shadow_, wake_keeper_.get());
+        AllocProbe probe(pid_, memory, runtime, sites, planned_, options, *shared_, notify_.get(), shadow);
         Tracer tracer(pid_, shared_->patches, probe);
         tracer.keep_beside(shared_->watcher_tid);
         tracer.attach();
@@ -238,6 +289,7 @@ void TraceProcess::stop() {
     }
     if (watcher_.joinable()) watcher_.join();
     ::waitpid(tracer_, nullptr, 0);
+    end_keeper();
 }
 
 }  // namespace memattach::probe

@@ -9,11 +9,14 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
 #include "memattach/probe/cpu_occupants.h"
+#include "memattach/probe/planned_site.h"
 #include "memattach/probe/schedule.h"
+#include "memattach/probe/shadow.h"
 #include "memattach/probe/sites.h"
 #include "memattach/probe/thread_states.h"
 #include "memattach/probe/trace_shared.h"
@@ -32,7 +35,8 @@ class AllocProbe final : public TracerClient {
   public:
     /// `notify_fd`: an eventfd that is written to when there is something in the ring.
     AllocProbe(pid_t pid, const process::Memory& memory, const python::Runtime& runtime, const SiteMap& sites,
-               const AllocProbeOptions& options, TraceShared& shared, int notify_fd);
+               std::vector<PlannedSite> planned, const AllocProbeOptions& options, TraceShared& shared,
+               int notify_fd, Shadow& shadow);
 
     /// Once the tracer is attached: chooses the probe points and arms what is to be armed at first. Throws
     /// base::Error where no site can be watched.
@@ -54,11 +58,6 @@ class AllocProbe final : public TracerClient {
   private:
     static constexpr std::array kKinds = {trace::AllocKind::malloc, trace::AllocKind::mmap,
                                           trace::AllocKind::object};
-    struct PlannedSite {
-        Site site;
-        ProbePoint point;
-        std::uint64_t address = 0;  ///< where the breakpoint goes
-    };
     /// An allocation under way whose result is awaited.
     struct Call {
         std::size_t site = 0;
@@ -84,12 +83,11 @@ class AllocProbe final : public TracerClient {
         LastHit last;
     };
 
-    void plan_sites(const SiteMap& sites);
     void set_armed(trace::AllocKind kind, bool armed);
     void apply_plan(std::uint64_t now_ns);
     void send_windows();
-    void look(ProgressSnapshot& into);
-    [[nodiscard]] bool in_window(trace::AllocKind kind, const user_regs_struct& regs);
+    void take_shadow();
+    [[nodiscard]] bool in_window(pid_t tid, trace::AllocKind kind, const user_regs_struct& regs);
     void on_entry(pid_t tid, std::size_t index, const user_regs_struct& regs);
     void on_return(pid_t tid, std::uint64_t address, const user_regs_struct& regs);
     void begin_call(pid_t tid, std::size_t index, const user_regs_struct& regs, Call call);
@@ -101,7 +99,6 @@ class AllocProbe final : public TracerClient {
     void notify(std::uint64_t now_ns, bool always);
     void publish_figures();
     [[nodiscard]] Moment moment(std::uint64_t now_ns) const;
-    [[nodiscard]] bool from_inside(const Site& site, std::uint64_t return_address) const;
 
     pid_t pid_;
     const process::Memory& memory_;
@@ -109,6 +106,7 @@ class AllocProbe final : public TracerClient {
     AllocProbeOptions options_;
     TraceShared& shared_;
     int notify_fd_;
+    Shadow& shadow_;
     Tracer* tracer_ = nullptr;
     python::Runtime runtime_;
     python::StackReader reader_;
@@ -117,13 +115,7 @@ class AllocProbe final : public TracerClient {
     std::optional<Schedule> schedule_;
     CpuOccupants occupants_;
     Plan plan_;
-    /// Before the window, when it is armed, when it is closed; of each group.
-    using Progress = std::array<ProgressSnapshot, 5>;
-    [[nodiscard]] Progress& progress_of(trace::AllocKind kind) {
-        return kind == trace::AllocKind::object ? object_progress_ : malloc_progress_;
-    }
-    Progress malloc_progress_, object_progress_;
-    std::uint64_t busiest_pthread_ = 0;  ///< of the thread that hit last
+    std::optional<trace::AllocKind> shadow_of_;  ///< for whom the shadow is at work
     std::vector<PlannedSite> sites_;
     std::array<bool, 3> armed_{};  ///< by AllocKind
     std::unordered_map<pid_t, ThreadCalls> threads_;

@@ -2,13 +2,14 @@
 /// at random places of the target's own time. Schedule (schedule.h) has one of these for each group.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <random>
 #include <utility>
 #include <vector>
 
-#include "memattach/probe/progress.h"
+#include "memattach/probe/shadow.h"
 #include "memattach/probe/stop_clock.h"
 #include "memattach/trace/events.h"
 
@@ -19,15 +20,13 @@ enum class Arrival : std::uint8_t {
     counts,
     ignore,   ///< it trapped before everything was armed, or after the window
     closing,  ///< the window's time was over before it: close the window, don't count it
+    copy,     ///< a shadow takes over here: ask for copy()
 };
 
 struct GroupPlan {
     bool armed = false;
     /// For Alloc::window where the group goes by windows; 0: no window is open.
     std::uint64_t window = 0;
-    /// Read the program's progress now: the first, second and third time before a window (before it is
-    /// armed). 0: don't. Asked for only where hits are dense.
-    int look = 0;
     std::uint64_t wake_ns = 0;  ///< as Plan::wake_ns
 };
 
@@ -55,10 +54,21 @@ class GroupSchedule {
     /// The window's sites are all armed: its time starts here.
     void armed(Moment now);
     [[nodiscard]] Arrival arrive(Moment now);
-    /// `measured`: the window's own time by the program's own progress, where that could be told.
-    void close(Moment now, std::optional<OwnTime> measured);
-    /// What the target's CPU clock went forward since armed(): the most that its own time can be.
-    [[nodiscard]] double window_cpu_ns(Moment now) const;
+    void close(Moment now);
+
+    /// Whether there are shadows, and one could start now. Before step().
+    void allow_copies(bool available, bool ready) {
+        copies_ = available;
+        copy_ready_ = ready;
+    }
+    void hold_copy() { copy_ready_ = false; }
+    /// The next window is to be a shadow's.
+    [[nodiscard]] bool wants_copy() const { return copy_ && phase_ == Phase::before_window; }
+    /// A window for a shadow is open, or a shadow at work.
+    [[nodiscard]] bool is_copying() const { return copy_pending_ || (copy_ && phase_ == Phase::in_window); }
+    /// Ends the window here; a shadow goes on with what is returned. copied() says what came of it.
+    [[nodiscard]] ShadowWindow copy(Moment now);
+    void copied(const ShadowResult& result);
 
     [[nodiscard]] double sampling_bytes() const;
     [[nodiscard]] bool is_windowed() const { return !always_; }
@@ -68,9 +78,9 @@ class GroupSchedule {
     struct Figures {
         double coverage = 0;  ///< share of own time in which the group was armed
         std::uint64_t windows = 0;
-        std::uint64_t cut_windows = 0;       ///< ended early to protect the target
-        std::uint64_t measured_windows = 0;  ///< whose own time the program's progress told
-        std::uint64_t dense_windows = 0;     ///< with hits too dense for the CPU clock to tell their time
+        std::uint64_t cut_windows = 0;     ///< ended early to protect the target
+        std::uint64_t copied_windows = 0;  ///< spent by a shadow
+        std::uint64_t dense_windows = 0;   ///< with hits too dense for the CPU clock to tell their time
     };
     [[nodiscard]] Figures figures(Moment now) const;
 
@@ -80,8 +90,24 @@ class GroupSchedule {
     void plan_span(double own_now);
     void open_window(Moment now);
     void end_by_clock(Moment now, double clocked, bool cut);
-    /// `spread`: how far off own_ns may be, relative, for all windows together.
-    void close_window(Moment now, double own_ns, double spread, bool cut);
+    /// A window that is over.
+    struct Closed {
+        std::uint64_t id = 0, start_wall_ns = 0, end_wall_ns = 0;
+        double start = 0;  ///< in its span, own time
+        double span_ns = 0;
+        double hits = 0, bytes = 0;
+        double clocked_ns = 0, off_ns = 0;  ///< own time by the clock, and how far that may be off
+    };
+    /// Own time of a window, and how far off it may be, relative, for all windows together.
+    struct Length {
+        double own_ns = 0;
+        double spread = 0;
+    };
+    [[nodiscard]] Length length_of(const Closed& window) const;
+    void record(const Closed& window, Length length);
+    void learn_density(double hits, double bytes, double own_ns);
+    [[nodiscard]] double window_cpu_ns(Moment now) const;
+    double without_arming(double before_ns);
     void review_always(Moment now);
     void settle_always(Moment now);
     [[nodiscard]] double stops_in_window() const;
@@ -114,12 +140,17 @@ class GroupSchedule {
     double reviewed_own_ = 0, reviewed_spent_ = 0, reviewed_hits_ = 0, reviewed_bytes_ = 0;
 
     bool fresh_ = false;  ///< no hit has arrived since the window was armed
-    int looks_ = 0;
-    bool dense_ = false;  ///< the window is planned for hits so dense that progress must tell its time
-    double dense_hits_ = 64;
-    RunningMean measured_own_, measured_hits_;  ///< of windows whose time progress told
-    RunningMean pooled_own_, pooled_hits_;      ///< of those that it didn't
-    std::uint64_t cut_windows_ = 0, measured_windows_ = 0, dense_windows_ = 0;
+    bool dense_ = false;  ///< the window is planned for hits so dense that the CPU clock can't tell its time
+    // windows that are spent by a shadow
+    bool copies_ = false, copy_ready_ = false;
+    bool copy_ = false;                 ///< the present window is one
+    bool copy_pending_ = false;         ///< its result is awaited
+    double copy_span_ns_ = 0;           ///< what it stands for
+    std::array<double, 32> befores_{};  ///< of the last windows: own time by the clock until their first hits
+    std::size_t before_count_ = 0;
+    double carried_ns_ = 0;  ///< spans whose windows came to nothing: the next one stands for them too
+    RunningMean pooled_own_, pooled_hits_;  ///< by the clock
+    std::uint64_t cut_windows_ = 0, copied_windows_ = 0, dense_windows_ = 0;
 };
 
 }  // namespace memattach::probe

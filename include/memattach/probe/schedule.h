@@ -15,8 +15,8 @@
 ///       and then, schedule.wants_null_trap(): put pc back on the int3, let go, wait; schedule.null_trap(…)
 ///
 /// **Own time.** The clock of everything here is the target's own run time: its CPU clock less what the stops
-/// themselves burnt of it (stop_clock.h). Where hits are so dense that this isn't enough, progress.h measures
-/// a window's own time by what the program itself counts.
+/// themselves burnt of it (stop_clock.h). Where hits are so dense that this isn't enough, a window is spent
+/// by a copy of the program, undisturbed (shadow.h).
 ///
 /// **Spans and windows.** Own time is cut into spans, and in each one window is armed at a random place. How
 /// long spans and windows are is decided before a span begins, from what earlier ones cost: a window is never
@@ -91,6 +91,13 @@ class Schedule {
     /// A stop of the group of `kind` that was memattach's doing but no hit that counts: a return breakpoint,
     /// a hit outside of its window.
     void other_stop(trace::AllocKind kind, std::uint64_t stopped_ns);
+
+    [[nodiscard]] bool wants_copies() const { return malloc_.wants_copy() || object_.wants_copy(); }
+    /// As GroupSchedule::allow_copies().
+    void allow_copies(bool available, bool ready) {
+        malloc_.allow_copies(available, ready);
+        object_.allow_copies(available, ready);
+    }
 
     [[nodiscard]] bool wants_null_trap() { return clock_.wants_null_trap(); }
     /// As StopClock::add_null_trap(), after a hit of `kind`.

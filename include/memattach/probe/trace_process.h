@@ -10,6 +10,7 @@
 
 #include "memattach/base/unique_fd.h"
 #include "memattach/probe/alloc_probe.h"
+#include "memattach/probe/shadow.h"
 #include "memattach/probe/sites.h"
 #include "memattach/probe/trace_shared.h"
 #include "memattach/python/layout.h"
@@ -41,6 +42,7 @@ class TraceProcess {
     /// Readable when there is something in the ring, or the tracing process has ended.
     [[nodiscard]] int fd() const { return notify_.get(); }
     [[nodiscard]] TraceShared& shared() const { return *shared_; }
+    [[nodiscard]] ShadowShared& shadow() const { return *shadow_; }
     [[nodiscard]] pid_t tracer_pid() const { return tracer_; }
     /// It was killed or crashed; what it had changed has been repaired.
     [[nodiscard]] bool died() const { return died_.load(std::memory_order_acquire); }
@@ -52,17 +54,23 @@ class TraceProcess {
   private:
     [[noreturn]] void trace(const python::Runtime& runtime, const SiteMap& sites,
                             const AllocProbeOptions& options);
+    void start_keeper(pid_t analyser, const python::Runtime& runtime, const SiteMap& sites);
+    void end_keeper();
     void watch();
     void repair();
 
     pid_t pid_;
     pid_t tracer_ = -1;
+    pid_t keeper_ = -1;
+    std::vector<PlannedSite> planned_;
     TraceShared* shared_ = nullptr;
+    ShadowShared* shadow_ = nullptr;
     base::UniqueFd notify_;
     base::UniqueFd memory_;  ///< /proc/PID/mem, opened before anybody traces
     base::UniqueFd alive_;   ///< reads end of file once the tracing process is dying
     base::UniqueFd alive_write_;
     std::unique_ptr<Rescuer> rescuer_;
+    base::UniqueFd wake_keeper_;
     std::thread watcher_;
     std::atomic<bool> died_{false};
     std::atomic<std::size_t> repaired_{0};

@@ -1,0 +1,138 @@
+/// What a program allocates when nobody stops it, seen in a copy of it.
+///
+/// A stop costs a thread some 4 µs of its own CPU time and leaves its caches cold. Where 50 ns of its own lie
+/// between two allocations, stopping at each of them shows which they are, but not how much of the program's
+/// time has passed: not by any clock of the machine, short of a counter of instructions, which virtual
+/// machines rarely have. So the program itself isn't stopped more than once. While a thread stands at a hit,
+/// its registers and the pages that its code is known to touch are read; it goes on, and what it does next is
+/// executed once more, in a process of our own that has these pages at the same addresses. There a counter is
+/// put in front of every allocation function, and any number of allocations can be stopped at:
+///
+///     tracing process            keeper                                 shadow
+///     at a hit: registers;   →   reads the pages that are known,    →   runs the target's code, for some 100
+///     µs, the thread is held         sets the registers, lets it go,        to the first system call or
+///     fault
+///                                brings pages that are missing
+///     the thread goes on     ←   … and lets it go again from the    →   the same, at the processor's own
+///     speed
+///                                same state: to count and to time
+///                                … and to look at some of the       →   the same, stopping at some
+///                                allocations                            allocations
+///     hits and their own     ←   samples, their window
+///     time
+///
+/// The result is a window as one in the target itself would be: a stretch of own time of known length at a
+/// random place, the allocations that were sampled in it, and those of them that were freed in it.
+///
+/// The shadow can do nothing but compute. It has no memory in common with the target, it is traced with
+/// PTRACE_SYSEMU, so that no system call of it is executed, and under seccomp's strict mode beside; it dies
+/// with its keeper. Which pages it misses is told by userfaultfd(2); the thread is held for some 100 µs where
+/// they are known from the last time, for up to kLongestHoldNs where they aren't. Where there is no
+/// userfaultfd (Linux < 4.11, containers that forbid it) there is no shadow, and dense windows go by the CPU
+/// clock.
+#pragma once
+
+#include <sys/types.h>
+#include <sys/user.h>
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "memattach/probe/planned_site.h"
+#include "memattach/probe/trace_ring.h"
+#include "memattach/process/memory.h"
+#include "memattach/python/layout.h"
+
+namespace memattach::probe {
+
+struct PatchTable;
+
+/// A window that a shadow is asked for. Times in ns.
+struct ShadowWindow {
+    std::uint64_t id = 0;
+    trace::AllocKind group = trace::AllocKind::malloc;  ///< malloc (with mmap) or object
+    double before_ns = 0;  ///< own time since the window began, until the hit at which the shadow starts
+    double rest_ns = 0;    ///< how much of the window is left
+    double span_ns = 0;    ///< what it stands for
+    std::uint64_t start_wall_ns = 0;
+};
+
+/// What came of it: so many hits of the group's sites in so much own time, the whole window.
+struct ShadowResult {
+    bool ran = false;  ///< else nothing could be measured, and nothing was told
+    double own_ns = 0;
+    double hits = 0;
+    double bytes = 0;
+};
+
+/// Memory that the tracing process, the keeper and the analysing process share; filled with zeros is empty.
+struct ShadowShared {
+    static constexpr std::size_t kPageBytes = 4096;
+    static constexpr std::size_t kStateBytes = 16384;  ///< with AMX's tiles an XSAVE area has 11 KB
+    enum State : std::uint32_t {
+        asleep = 0,
+        preparing,  ///< the keeper's turn: makes a shadow
+        idle,
+        submitted,    ///< the keeper's turn
+        done,         ///< the tracing process's turn, then idle
+        unavailable,  ///< for good
+    };
+
+    std::atomic<std::uint32_t> state;
+    ShadowWindow window;
+    std::int32_t tid;
+    std::int32_t tracer_cpu;  ///< −1: unknown
+    user_regs_struct registers;
+    std::uint64_t state_bytes;
+    alignas(64) std::array<std::byte, kStateBytes> extended_state;
+
+    std::atomic<std::uint32_t> released;   ///< by the keeper: the thread needn't be held any more
+    std::atomic<std::uint32_t> hold_over;  ///< by the tracing process: it isn't
+
+    ShadowResult result;
+    std::atomic<std::uint64_t> samples;
+    TraceRing ring;  ///< samples, their frees and their windows, for the analysing process
+};
+
+/// The tracing process's side.
+class Shadow {
+  public:
+    /// `wake_fd`: the eventfd that the keeper waits for.
+    Shadow(ShadowShared& shared, int wake_fd) : shared_(shared), wake_fd_(wake_fd) {}
+
+    /// False once it is known that there are no shadows here.
+    [[nodiscard]] bool is_available() const;
+    /// Whether submit() would be taken. Asked for the first time it has a shadow made.
+    [[nodiscard]] bool is_ready();
+    /// `tid` is stopped and would go on with `registers`. Returns when it may. `own_cpu`: where the
+    /// calling process is pinned to, or −1.
+    void submit(const ShadowWindow& window, pid_t tid, const user_regs_struct& registers, int own_cpu);
+    /// The result of what was submitted, once it is there.
+    [[nodiscard]] std::optional<ShadowResult> take();
+
+    static constexpr std::uint64_t kLongestHoldNs = 2'500'000;
+
+  private:
+    void wake();
+
+    ShadowShared& shared_;
+    int wake_fd_;
+};
+
+struct KeeperFiles {
+    int wake_fd = -1;
+    int alive_fd = -1;  ///< reads end of file when the tracing process has ended
+};
+
+/// The keeper's process: serves what is submitted until the tracing process ends. `patches`: what the
+/// target's code must be read without. `unmapped_in_shadow`: what it shares with others.
+[[noreturn]] void keep_shadow(pid_t target, const python::Runtime& runtime, const SiteMap& map,
+                              std::span<const PlannedSite> sites, const PatchTable& patches,
+                              ShadowShared& shared, const KeeperFiles& files,
+                              std::span<const std::span<std::byte>> unmapped_in_shadow);
+
+}  // namespace memattach::probe

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "memattach/probe/planned_site.h"
+
+namespace memattach::probe {
+
+/// What the stubs count with, and are told: three pages that the keeper and the shadow share.
+struct ShadowCounters {
+    static constexpr std::size_t kSites = 64;
+    static constexpr std::size_t kWatched = 1024;
+    static constexpr std::uint64_t kNobody = ~std::uint64_t{0};  ///< no block's address; free(NULL) is common
+    static constexpr std::uint64_t kNever = ~std::uint64_t{0} >> 1;
+
+    std::array<std::uint64_t, kSites> hits;
+    /// Hits of allocating sites until the next stop, by group.
+    std::array<std::uint64_t, 2> countdown;
+    /// A request with an argument above this stops in any case.
+    std::uint64_t big_bytes;
+    /// Blocks whose end stops; the place of one is its address / 16, modulo kWatched.
+    std::array<std::uint64_t, kWatched> watched;
+};
+inline constexpr std::uint64_t kCounterBytes = 3 * 4096;
+static_assert(sizeof(ShadowCounters) <= kCounterBytes);
+
+/// Code that counts, stops where it has been told to, and goes on: what a jump at a site leads to.
+///
+///         inc hits[site]
+///         cmp size, big_bytes; ja stop      (allocating sites)
+///         dec countdown[group]; jz stop
+///         cmp old, watched[old / 16 % 1024]; je stop        (sites that end a block)
+///     go_on: the instructions that the jump replaces, moved here; jmp behind them
+///     stop:  int3; jmp go_on
+struct CounterStub {
+    static constexpr std::size_t kJumpBytes = 5;
+    std::array<std::byte, 256> code{};
+    std::size_t size_bytes = 0;
+    std::size_t stop_offset = 0;               ///< of what follows the int3: where a stopped thread's pc is
+    std::array<std::byte, kJumpBytes> jump{};  ///< to be put at the site
+};
+
+/// `stub_at`, `counters_at`: where the stub's code and the counters will be, within 2 GB of the site;
+/// `index`: of the site in the counters, `group`: likewise. Status flags are not kept: at a function's entry
+/// nobody asks for them. Nothing where the instructions can't be moved.
+std::optional<CounterStub> make_counter(const PlannedSite& site, std::size_t index, std::size_t group,
+                                        std::uint64_t stub_at, std::uint64_t counters_at);
+
+}  // namespace memattach::probe

@@ -1,0 +1,267 @@
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "memattach/base/clock.h"
+#include "memattach/process/proc.h"
+#include "shadow_sampler.h"
+
+namespace memattach::probe {
+namespace {
+
+/// The run that finds the pages and warms the caches goes further than the one that is measured.
+constexpr double kWarmShare = 1.5;
+/// What a stub adds to a hit, among other instructions that don't wait for it.
+constexpr double kStubNs = 1.2;
+/// What starting and stopping costs isn't known to better than this.
+constexpr double kUnsureNs = 1'000;
+/// So often the shadow is made anew, to forget the pages that aren't touched any more.
+constexpr int kRunsPerSpace = 64;
+constexpr int kMostFailures = 3;
+constexpr int kTrustedRuns = 3;
+/// Pages that a run may still miss without being spoilt by it.
+constexpr std::size_t kFewPages = 2;
+
+class Keeper {
+  public:
+    Keeper(pid_t target, const python::Runtime& runtime, const SiteMap& map,
+           std::span<const PlannedSite> sites, const PatchTable& patches, ShadowShared& shared,
+           ShadowCounters& counters, std::span<const std::span<std::byte>> unmapped)
+        : target_(target),
+          memory_(target),
+          sites_(sites),
+          shared_(shared),
+          counters_(counters),
+          unmapped_(unmapped),
+          pages_(memory_, patches, shared),
+          sampler_(target, memory_, runtime, map, sites, counters) {
+        CPU_ZERO(&allowed_);
+        sched_getaffinity(0, sizeof allowed_, &allowed_);
+    }
+
+    void prepare() {
+        if (build()) {
+            finish(ShadowShared::idle);
+        } else {
+            finish(++failures_ < kMostFailures ? ShadowShared::asleep : ShadowShared::unavailable);
+        }
+    }
+
+    void serve() {
+        shared_.result = {};
+        ++runs_;
+        measure();
+        release();
+        if (runs_ < kRunsPerSpace && !outdated_ && pages_.fits()) {
+            finish(ShadowShared::done);
+        } else {
+            finish(build() || ++failures_ < kMostFailures ? ShadowShared::done : ShadowShared::unavailable);
+        }
+    }
+
+  private:
+    void finish(ShadowShared::State state) { shared_.state.store(state, std::memory_order_release); }
+
+    void release() {
+        shared_.released.store(1, std::memory_order_release);
+        shared_.hold_over.store(1, std::memory_order_release);
+    }
+
+    bool build() {
+        space_.reset();
+        mappings_ = process::read_maps(target_);
+        ShadowSpace::Options options;
+        options.mappings = mappings_;
+        options.sites = sites_;
+        options.unmapped = unmapped_;
+        options.counters = &counters_;
+        space_ = std::make_unique<ShadowSpace>(options);
+        if (space_->empty_run_ns() == 0) {
+            space_.reset();
+            return false;
+        }
+        cpu_ = -1;
+        pages_.begin_space(*space_, mappings_);
+        complete_runs_ = {};
+        runs_ = 0;
+        outdated_ = false;
+        return true;
+    }
+
+    /// The state that was submitted, and nothing counted.
+    bool restore() {
+        counters_.hits.fill(0);
+        const std::size_t bytes = std::min<std::size_t>(shared_.state_bytes, ShadowShared::kStateBytes);
+        return bytes != 0 && pages_.restore(*space_) &&
+               space_->set_state(shared_.registers, std::span(shared_.extended_state).first(bytes));
+    }
+
+    void measure() {
+        const ShadowWindow& window = shared_.window;
+        const std::size_t group = group_of(window.group);
+        if (!space_ || !space_->counts(group)) {
+            outdated_ = true;
+            return;
+        }
+        counters_.watched.fill(ShadowCounters::kNobody);
+        counters_.countdown = {ShadowCounters::kNever, ShadowCounters::kNever};
+        counters_.big_bytes = ShadowCounters::kNever;
+        const double rest_ns = std::clamp(window.rest_ns, 0.0, 10e6);
+        choose_cpu();
+        const std::size_t brought_before = pages_.brought();
+        space_->begin_state();
+        pages_.begin_state();
+        int& complete = complete_runs_[group];
+        if (complete >= kTrustedRuns) release();
+        ShadowSpace::Run run = go(kWarmShare * rest_ns);
+        release();
+        const std::size_t brought = pages_.brought();
+        if (run.end != ShadowSpace::End::gone) run = go(rest_ns);
+        if (run.end == ShadowSpace::End::gone) {
+            outdated_ = true;
+            return;
+        }
+        const double counting_ns = kStubNs * (sampler_.hits(0) + sampler_.hits(1));
+        const double own_ns =
+            static_cast<double>(run.cpu_ns) - static_cast<double>(space_->empty_run_ns()) - counting_ns;
+        const double hits = sampler_.hits(group);
+        const double allocations = sampler_.hits(group, true);
+        if (run.end == ShadowSpace::End::stopped) check_layout();
+        const bool misses_page = run.end == ShadowSpace::End::missing_page;
+        complete = !misses_page && pages_.brought() == brought_before ? complete + 1 : 0;
+        // Forged counters can't say more than a processor can do.
+        const bool plausible = hits > 0 && hits < 1e3 + own_ns && own_ns > -kUnsureNs;
+        const bool undisturbed = pages_.brought() - brought <= kFewPages;
+        if (plausible && undisturbed && !misses_page)
+            sample(window, std::max(own_ns, 0.0), hits, allocations);
+    }
+
+    /// Next to the shadow, each waking the other, and not where the tracing process waits.
+    void choose_cpu() {
+        const int taken = shared_.tracer_cpu;
+        if (cpu_ >= 0 && cpu_ != taken) return;
+        cpu_set_t allowed = allowed_;
+        if (taken >= 0 && CPU_COUNT(&allowed) > 1) CPU_CLR(static_cast<std::size_t>(taken), &allowed);
+        for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+            if (!CPU_ISSET(static_cast<std::size_t>(cpu), &allowed)) continue;
+            cpu_ = cpu;
+            space_->set_cpu(cpu);
+            cpu_set_t one;
+            CPU_ZERO(&one);
+            CPU_SET(static_cast<std::size_t>(cpu), &one);
+            sched_setaffinity(0, sizeof one, &one);
+            return;
+        }
+    }
+
+    /// Runs the state that was submitted.
+    ShadowSpace::Run go(double limit_ns) {
+        if (!restore()) return {};
+        return space_->run(static_cast<std::uint64_t>(limit_ns),
+                           [this](std::uint64_t page) { return pages_.bring(*space_, page); });
+    }
+
+    void sample(const ShadowWindow& window, double own_ns, double hits, double allocations) {
+        if (!restore()) return;
+        sampler_.run(*space_, pages_, window, shared_.tid, hits, allocations);
+        for (const auto& sample : sampler_.events()) shared_.ring.write(sample.event, sample.frames);
+        TraceEvent end;
+        end.type = TraceEventType::window;
+        end.window = window.id;
+        end.time_ns = window.start_wall_ns;
+        end.address = base::monotonic_ns();
+        end.own_ns = static_cast<std::uint64_t>(window.before_ns + own_ns);
+        end.span_own_ns = static_cast<std::uint64_t>(std::max(window.span_ns, window.before_ns + own_ns));
+        end.own_spread = kShadowSpread;
+        for (const auto kind : {trace::AllocKind::malloc, trace::AllocKind::mmap, trace::AllocKind::object}) {
+            if (group_of(kind) != group_of(window.group)) continue;
+            end.kind = kind;
+            shared_.ring.write(end, {});
+        }
+        shared_.samples.fetch_add(sampler_.events().size(), std::memory_order_relaxed);
+        shared_.result = {true, window.before_ns + own_ns, hits, sampler_.bytes()};
+    }
+
+    /// It went where nothing was mapped when the space was made: perhaps something is by now.
+    void check_layout() {
+        const auto address = space_->unmapped_address();
+        if (!address) return;
+        const auto mappings = process::read_maps(target_);
+        const process::Mapping* mapping = process::find_mapping(mappings, base::Address(*address));
+        outdated_ = mapping != nullptr && mapping->readable && mapping->path.rfind("[v", 0) != 0;
+    }
+
+    /// How far off own time may be, for all windows together: another processor, other neighbours.
+    static constexpr double kShadowSpread = 0.05;
+
+    pid_t target_;
+    process::LiveMemory memory_;
+    std::span<const PlannedSite> sites_;
+    ShadowShared& shared_;
+    ShadowCounters& counters_;
+    std::span<const std::span<std::byte>> unmapped_;
+    ShadowPages pages_;
+    ShadowSampler sampler_;
+    std::vector<process::Mapping> mappings_;
+    std::unique_ptr<ShadowSpace> space_;
+    int cpu_ = -1;  ///< where this process and the shadow are, next to each other
+    cpu_set_t allowed_;
+    int runs_ = 0;
+    int failures_ = 0;
+    bool outdated_ = false;
+    /// By group: how many runs in a row have found all their pages. After some the next will, most likely,
+    /// and nobody waits for it.
+    std::array<int, 2> complete_runs_{};
+};
+
+}  // namespace
+
+void keep_shadow(pid_t target, const python::Runtime& runtime, const SiteMap& map,
+                 std::span<const PlannedSite> sites, const PatchTable& patches, ShadowShared& shared,
+                 const KeeperFiles& files, std::span<const std::span<std::byte>> unmapped_in_shadow) {
+    prctl(PR_SET_NAME, "memattach-keep");
+    // A thread of the target waits for this one; other work must not come in between. Above the shadow (which
+    // ShadowSpace puts to 1), whose time it measures.
+    sched_param realtime{};
+    realtime.sched_priority = 2;
+    sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &realtime);
+    // Waits are 100 µs long and must not be rounded up.
+    prctl(PR_SET_TIMERSLACK, 1'000UL);
+    sigset_t child;
+    sigemptyset(&child);
+    sigaddset(&child, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &child, nullptr);
+    struct sigaction action {};
+    action.sa_handler = [](int) {};
+    sigaction(SIGCHLD, &action, nullptr);
+    void* counters =
+        ::mmap(nullptr, kCounterBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (counters == MAP_FAILED) {
+        shared.state.store(ShadowShared::unavailable);
+        _exit(1);
+    }
+    {
+        Keeper keeper(target, runtime, map, sites, patches, shared, *static_cast<ShadowCounters*>(counters),
+                      unmapped_in_shadow);
+        while (true) {
+            std::array<pollfd, 2> ready{pollfd{files.wake_fd, POLLIN, 0}, pollfd{files.alive_fd, 0, 0}};
+            if (::poll(ready.data(), ready.size(), -1) < 0 && errno != EINTR) break;
+            if ((ready[1].revents & (POLLHUP | POLLERR)) != 0) break;
+            std::uint64_t count = 0;
+            if ((ready[0].revents & POLLIN) == 0 || ::read(files.wake_fd, &count, sizeof count) < 0) continue;
+            const std::uint32_t state = shared.state.load(std::memory_order_acquire);
+            if (state == ShadowShared::preparing) keeper.prepare();
+            if (state == ShadowShared::submitted) keeper.serve();
+        }
+    }
+    _exit(0);
+}
+
+}  // namespace memattach::probe

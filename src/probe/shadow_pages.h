@@ -1,0 +1,81 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "memattach/probe/patches.h"
+#include "memattach/probe/shadow.h"
+#include "memattach/process/maps.h"
+#include "memattach/process/memory.h"
+#include "shadow_space.h"
+
+namespace memattach::probe {
+
+/// The contents of a shadow's pages: as the target held them when the present state was taken.
+///
+/// What the target may write to is read anew for each state, all pages at once that were ever touched in this
+/// space; a page that is touched for the first time is read while the target's thread is held. Code and
+/// constants are read once.
+class ShadowPages {
+  public:
+    ShadowPages(const process::Memory& target, const PatchTable& patches, ShadowShared& shared)
+        : target_(target), patches_(patches), shared_(shared) {}
+
+    /// The space is a new one and holds nothing: brings what is likely to be needed.
+    void begin_space(ShadowSpace& space, std::span<const process::Mapping> mappings);
+    /// A new state has been submitted, and its thread is held: reads what the space holds.
+    void begin_state();
+    /// Writes the state's pages over what the space holds.
+    bool restore(ShadowSpace& space);
+    /// Brings a page that the shadow misses; with what follows it, where pages are missed one after the
+    /// other. False where there is none, or the thread isn't held any more.
+    bool bring(ShadowSpace& space, std::uint64_t page);
+
+    /// How many pages have been brought so far.
+    [[nodiscard]] std::size_t brought() const { return brought_; }
+    /// False where the space holds more than is to be read each time.
+    [[nodiscard]] bool fits() const { return data_.size() <= kMostPages; }
+
+  private:
+    static constexpr std::uint64_t kPage = ShadowShared::kPageBytes;
+    static constexpr std::size_t kMostPages = 512;
+    static constexpr std::size_t kPoolPages = 2048;
+    using Page = std::array<std::byte, kPage>;
+
+    [[nodiscard]] bool is_held() const;
+    [[nodiscard]] bool is_constant(std::uint64_t page) const;
+    bool bring_constant(ShadowSpace& space, std::uint64_t page);
+    bool read_constant(std::uint64_t page, Page& content);
+    /// Contiguous; empty where there is no room left.
+    std::span<std::byte> new_pages(std::size_t count);
+    bool bring_data(ShadowSpace& space, std::uint64_t page, std::size_t count);
+
+    const process::Memory& target_;
+    const PatchTable& patches_;
+    ShadowShared& shared_;
+    std::span<const process::Mapping> mappings_;
+    std::unordered_map<std::uint64_t, const std::byte*> data_;  ///< in the space: page, content
+    /// What the first runs in a space touch is what a program needs all the time; the rest is what it passes.
+    static constexpr int kFirstRuns = 3;
+    static constexpr std::size_t kMostCore = kMostPages / 2;
+    std::unordered_set<std::uint64_t> core_;
+    int states_ = 0;  ///< of this space
+    std::unordered_map<std::uint64_t, std::unique_ptr<Page>> constants_;
+    std::vector<std::byte> pool_ = std::vector<std::byte>(kPoolPages * kPage);
+    std::size_t pool_used_ = 0;
+    std::uint64_t next_page_ = 0;  ///< behind the last that was brought
+    std::size_t ahead_ = 1;
+    std::size_t brought_ = 0;
+    std::vector<std::uint64_t> pages_;
+    std::vector<std::span<const std::byte>> contents_;
+    std::vector<process::Memory::Piece> pieces_;
+    std::vector<std::pair<std::uint64_t, std::byte>> originals_;
+};
+
+}  // namespace memattach::probe

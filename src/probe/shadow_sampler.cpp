@@ -1,0 +1,206 @@
+#include "shadow_sampler.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "memattach/base/clock.h"
+
+namespace memattach::probe {
+namespace {
+
+/// Allocations to be looked at in a window, one by one.
+constexpr double kSamples = 48;
+/// Larger ones are all looked at: they are few, and the bytes are theirs.
+constexpr std::uint64_t kBigBytes = 32 * 1024;
+constexpr std::uint64_t kLongestNs = 30'000'000;
+constexpr std::size_t kMostEvents = 1024;
+
+/// The R (trace::Alloc::sampling_bytes) with which a block of `size_bytes` is kept with `probability`.
+double sampling_bytes(std::uint64_t size_bytes, double probability) {
+    const auto size = static_cast<double>(std::max<std::uint64_t>(size_bytes, 1));
+    return probability >= 1 ? size / 50 : -size / std::log1p(-probability);
+}
+
+std::size_t place_of(std::uint64_t block) {
+    return block / 16 % ShadowCounters::kWatched;
+}
+
+}  // namespace
+
+std::size_t ShadowMemory::read_up_to(base::Address from, std::span<std::byte> out) const {
+    if (shadow_) {
+        const std::size_t got = shadow_->read_up_to(from, out);
+        if (got == out.size()) return got;
+    }
+    return target_.read_up_to(from, out);
+}
+
+ShadowSampler::ShadowSampler(pid_t target, const process::Memory& memory, const python::Runtime& runtime,
+                             const SiteMap& map, std::span<const PlannedSite> sites, ShadowCounters& counters)
+    : map_(map),
+      sites_(sites),
+      counters_(counters),
+      memory_(memory),
+      reader_(memory_, runtime, target),
+      thread_states_(memory_, runtime, reader_) {}
+
+double ShadowSampler::hits(std::size_t group, bool allocating_only) const {
+    double sum = 0;
+    for (std::size_t i = 0; i < sites_.size(); ++i) {
+        if (group_of(sites_[i].site.group) != group || (allocating_only && sites_[i].site.is_release()))
+            continue;
+        sum += static_cast<double>(counters_.hits[i]);
+    }
+    return sum;
+}
+
+/// Each hit stops with the same probability, whatever the others did.
+void ShadowSampler::draw(std::size_t group) {
+    counters_.countdown[group] =
+        every_ <= 1 ? 1 : 1 + std::geometric_distribution<std::uint64_t>(1 / every_)(random_);
+}
+
+void ShadowSampler::run(ShadowSpace& space, ShadowPages& pages, const ShadowWindow& window, pid_t tid,
+                        double hits, double allocations) {
+    window_ = window;
+    group_ = group_of(window.group);
+    tid_ = tid;
+    every_ = std::max(1.0, allocations / kSamples);
+    time_ns_ = window.start_wall_ns;
+    call_.reset();
+    live_.clear();
+    events_.clear();
+    bytes_ = 0;
+    memory_.set_shadow(space.pid());
+    draw(group_);
+    counters_.countdown[1 - group_] = ShadowCounters::kNever;
+    counters_.big_bytes = group_ == 0 ? kBigBytes : ShadowCounters::kNever;
+    counters_.watched.fill(ShadowCounters::kNobody);
+    const std::uint64_t start_ns = base::monotonic_ns();
+    while (true) {
+        const std::uint64_t passed_ns = base::monotonic_ns() - start_ns;
+        if (passed_ns > kLongestNs || events_.size() > kMostEvents) break;
+        const auto run =
+            space.run(kLongestNs - passed_ns, [&](std::uint64_t page) { return pages.bring(space, page); });
+        if (run.end != ShadowSpace::End::stopped || this->hits(group_) > hits) break;
+        const auto regs = space.registers();
+        if (!regs) break;
+        if (const auto site = space.stopped_at(regs->rip)) {
+            on_site(space, *site, *regs);
+        } else if (!call_ || regs->rip != call_->return_address + 1 || !on_return(space, *regs)) {
+            break;
+        }
+    }
+    if (call_) space.write_byte(call_->return_address, call_->displaced);
+    call_.reset();
+    counters_.countdown = {ShadowCounters::kNever, ShadowCounters::kNever};
+    counters_.big_bytes = ShadowCounters::kNever;
+    counters_.watched.fill(ShadowCounters::kNobody);
+}
+
+void ShadowSampler::on_site(ShadowSpace& space, std::size_t index, const user_regs_struct& regs) {
+    const PlannedSite& planned = sites_[index];
+    const Site& site = planned.site;
+    const bool drawn = !site.is_release() && counters_.countdown[group_of(site.group)] == 0;
+    const std::uint64_t slot = regs.rsp + planned.point.return_slot_bytes;
+    if (drawn) draw(group_);
+    if (call_ && call_->site->site.kind == SiteKind::reallocate && !site.is_release() &&
+        call_->stack_pointer == slot + 8) {
+        // glibc's realloc(NULL, n) jumps to malloc: the same call, and malloc's to count.
+        space.write_byte(call_->return_address, call_->displaced);
+        counters_.countdown[group_] = call_->countdown;
+        call_.reset();
+    }
+    if (site.args.old != Argument::none) end_block(argument(site.args.old, regs));
+    if (site.is_release() || call_ || group_of(site.group) != group_) return;
+    const auto asked = requested_bytes(site, regs);
+    const bool big =
+        std::max(argument(site.args.size, regs), argument(site.args.count, regs)) > counters_.big_bytes;
+    if (!asked || (!drawn && !big) || maps_a_file(site, regs)) return;
+    if (site.limit_bytes != 0 && *asked > site.limit_bytes) return;
+    if (*asked == 0 && site.kind != SiteKind::allocate) return;
+    begin(space, planned, big ? 1 : 1 / every_, regs);
+}
+
+void ShadowSampler::begin(ShadowSpace& space, const PlannedSite& planned, double probability,
+                          const user_regs_struct& regs) {
+    const Site& site = planned.site;
+    const std::uint64_t slot = regs.rsp + planned.point.return_slot_bytes;
+    const auto return_address = memory_.read<std::uint64_t>(base::Address(slot));
+    if (!return_address || from_inside(map_, site, *return_address) ||
+        is_interpreters_own(map_, site, regs, *return_address))
+        return;
+    const auto displaced = space.write_byte(*return_address, std::byte{0xCC});
+    if (!displaced) return;
+    Call call;
+    call.probability = probability;
+    call.site = &planned;
+    call.stack_pointer = slot + 8;
+    call.return_address = *return_address;
+    call.out = argument(site.args.out, regs);
+    call.displaced = *displaced;
+    call.countdown = counters_.countdown[group_];
+    TraceEvent& event = call.sample.event;
+    event.kind = site.group;
+    event.tid = tid_;
+    event.time_ns = next_time();
+    event.size_bytes = own_bytes(site, requested_bytes(site, regs).value_or(0));
+    event.sampling_bytes = sampling_bytes(event.size_bytes, probability);
+    event.window = window_.id;
+    event.caller = *return_address;
+    read_stack(regs.fs_base, call.sample);
+    if (site.kind == SiteKind::reallocate && argument(site.args.old, regs) == 0)
+        counters_.countdown[group_] = 1;
+    call_ = std::move(call);
+}
+
+void ShadowSampler::read_stack(std::uint64_t pthread, Event& sample) {
+    const base::Address state = thread_states_.find(pthread, base::monotonic_ns());
+    if (state.is_null()) return;
+    raw_.frames.clear();
+    raw_.truncated = raw_.broken = false;
+    if (reader_.walk(state, raw_, true) == python::WalkStatus::gone) {
+        thread_states_.forget(pthread);
+        return;
+    }
+    sample.frames.assign(raw_.frames.begin(), raw_.frames.end());
+    sample.event.stack_truncated = raw_.truncated;
+    sample.event.stack_broken = raw_.broken;
+}
+
+/// False where the shadow can't go on.
+bool ShadowSampler::on_return(ShadowSpace& space, user_regs_struct regs) {
+    Call call = std::move(*call_);
+    call_.reset();
+    space.write_byte(call.return_address, call.displaced);
+    const Site& site = call.site->site;
+    if (site.kind == SiteKind::reallocate) counters_.countdown[group_] = call.countdown;
+    const bool is_own = regs.rsp == call.stack_pointer;  // else an outer call's return: not looked at further
+    std::uint64_t block = regs.rax;
+    if (site.kind == SiteKind::allocate_out) {
+        block = regs.rax == 0 ? memory_.read<std::uint64_t>(base::Address(call.out)).value_or(0) : 0;
+    }
+    if (is_own && block != 0 && block < kFirstErrorResult) {
+        call.sample.event.address = block;
+        bytes_ += static_cast<double>(call.sample.event.size_bytes) / call.probability;
+        live_[block] = place_of(block);
+        counters_.watched[place_of(block)] = block;
+        events_.push_back(std::move(call.sample));
+    }
+    regs.rip = call.return_address;
+    return space.set_registers(regs);
+}
+
+void ShadowSampler::end_block(std::uint64_t block) {
+    if (live_.erase(block) == 0) return;
+    if (counters_.watched[place_of(block)] == block)
+        counters_.watched[place_of(block)] = ShadowCounters::kNobody;
+    Event end;
+    end.event.type = TraceEventType::free;
+    end.event.tid = tid_;
+    end.event.time_ns = next_time();
+    end.event.address = block;
+    events_.push_back(std::move(end));
+}
+
+}  // namespace memattach::probe

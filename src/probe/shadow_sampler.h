@@ -1,0 +1,93 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <random>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "memattach/probe/planned_site.h"
+#include "memattach/probe/shadow.h"
+#include "memattach/probe/thread_states.h"
+#include "memattach/process/memory.h"
+#include "memattach/python/reader.h"
+#include "shadow_pages.h"
+#include "shadow_space.h"
+
+namespace memattach::probe {
+
+/// The shadow's memory, and behind it the target's, for what the shadow hasn't touched.
+class ShadowMemory final : public process::Memory {
+  public:
+    explicit ShadowMemory(const process::Memory& target) : target_(target) {}
+    void set_shadow(pid_t pid) { shadow_.emplace(pid); }
+    [[nodiscard]] std::size_t read_up_to(base::Address from, std::span<std::byte> out) const override;
+
+  private:
+    const process::Memory& target_;
+    std::optional<process::LiveMemory> shadow_;
+};
+
+/// Runs a state that has been run before, stopping at some of its allocations.
+class ShadowSampler {
+  public:
+    ShadowSampler(pid_t target, const process::Memory& memory, const python::Runtime& runtime,
+                  const SiteMap& map, std::span<const PlannedSite> sites, ShadowCounters& counters);
+
+    struct Event {
+        TraceEvent event;
+        std::vector<python::RawFrame> frames;
+    };
+    /// `hits` and `allocations`: of the window's group, as counted before; only the first `hits` are looked
+    /// at.
+    void run(ShadowSpace& space, ShadowPages& pages, const ShadowWindow& window, pid_t tid, double hits,
+             double allocations);
+    [[nodiscard]] const std::vector<Event>& events() const { return events_; }
+    /// Bytes that were asked for, estimated.
+    [[nodiscard]] double bytes() const { return bytes_; }
+
+    /// Hits of a group's sites so far; of allocating ones alone.
+    [[nodiscard]] double hits(std::size_t group, bool allocating_only = false) const;
+
+  private:
+    struct Call {
+        Event sample;
+        double probability = 1;
+        const PlannedSite* site = nullptr;
+        std::uint64_t stack_pointer = 0, return_address = 0, out = 0;
+        std::byte displaced{};
+        std::uint64_t countdown = 0;  ///< to go on with
+    };
+
+    void draw(std::size_t group);
+    void on_site(ShadowSpace& space, std::size_t index, const user_regs_struct& regs);
+    void begin(ShadowSpace& space, const PlannedSite& planned, double probability,
+               const user_regs_struct& regs);
+    bool on_return(ShadowSpace& space, user_regs_struct regs);
+    void end_block(std::uint64_t block);
+    void read_stack(std::uint64_t pthread, Event& sample);
+    [[nodiscard]] std::uint64_t next_time() { return time_ns_ += 100; }
+
+    const SiteMap& map_;
+    std::span<const PlannedSite> sites_;
+    ShadowCounters& counters_;
+    ShadowMemory memory_;
+    python::StackReader reader_;
+    ThreadStates thread_states_;
+    python::RawStack raw_;
+    std::mt19937_64 random_{1};
+
+    ShadowWindow window_;
+    std::size_t group_ = 0;
+    pid_t tid_ = 0;
+    double every_ = 1;  ///< hits of allocating sites per stop
+    std::uint64_t time_ns_ = 0;
+    std::optional<Call> call_;
+    std::unordered_map<std::uint64_t, std::uint64_t> live_;  ///< sampled blocks: their places in the table
+    std::vector<Event> events_;
+    double bytes_ = 0;
+};
+
+}  // namespace memattach::probe

@@ -1,0 +1,466 @@
+#include "shadow_space.h"
+
+#include <elf.h>
+#include <fcntl.h>
+#include <linux/seccomp.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
+#include "memattach/base/clock.h"
+
+namespace memattach::probe {
+namespace {
+
+#ifndef UFFD_USER_MODE_ONLY
+#define UFFD_USER_MODE_ONLY 1  // Linux 5.11: what processes without privileges may have
+#endif
+
+/// From a fault to its message, and from its page to the thread's going on.
+constexpr std::uint64_t kFaultNs = 30'000;
+/// What a system call that isn't carried out would have taken.
+constexpr std::uint64_t kCallNs = 500;
+/// More of them, and what they cost hides what is between them.
+constexpr std::uint64_t kMostCalls = 64;
+constexpr std::uint64_t kArenaBytes = 1 << 30;
+constexpr std::uint64_t kReach = 0x70000000;  // a little less than a jump can do
+
+int protection(const process::Mapping& mapping) {
+    return (mapping.readable ? PROT_READ : 0) | (mapping.writable ? PROT_WRITE : 0) |
+           (mapping.executable ? PROT_EXEC : 0);
+}
+
+/// The kernel's own pages can't be read or mean nothing in a copy.
+bool belongs_to_kernel(const process::Mapping& mapping) {
+    return mapping.path.rfind("[v", 0) == 0 || mapping.start.value() >> 47 != 0;
+}
+
+/// A page-aligned gap of `size_bytes` within reach of `site`.
+std::uint64_t find_gap(std::span<const process::Mapping> mappings, std::uint64_t site,
+                       std::uint64_t size_bytes, std::span<const std::uint64_t> taken) {
+    constexpr std::uint64_t kGuard = 1 << 20;  // the program's own mappings grow towards each other
+    const auto is_free = [&](std::uint64_t at) {
+        const auto overlaps = [&](std::uint64_t start, std::uint64_t end) {
+            return at < end + kGuard && start < at + size_bytes + kGuard;
+        };
+        for (const process::Mapping& m : mappings) {
+            if (overlaps(m.start.value(), m.end.value())) return false;
+        }
+        return std::none_of(taken.begin(), taken.end(),
+                            [&](std::uint64_t start) { return overlaps(start, start + size_bytes); });
+    };
+    constexpr std::uint64_t kStep = 4 << 20;
+    const std::uint64_t aligned = site & ~(kStep - 1);
+    for (std::uint64_t away = kStep; away < kReach; away += kStep) {
+        if (aligned > away && aligned - away > kStep && is_free(aligned - away)) return aligned - away;
+        if (aligned + away < (1ULL << 47) - kStep && is_free(aligned + away)) return aligned + away;
+    }
+    return 0;
+}
+
+}  // namespace
+
+/// Gives every site a counter and a stub. A group that has a site without one can't be counted.
+void ShadowSpace::layout_stubs(const Options& options) {
+    std::vector<std::uint64_t> taken;
+    for (std::size_t i = 0; i < options.sites.size(); ++i) {
+        const PlannedSite& site = options.sites[i];
+        const std::size_t group = group_of(site.site.group);
+        auto area = std::find_if(areas_.begin(), areas_.end(), [&](const StubArea& a) {
+            return std::max(a.at, site.address) - std::min(a.at, site.address) < kReach &&
+                   a.used + sizeof(CounterStub::code) < kPage;
+        });
+        if (area == areas_.end()) {
+            const std::uint64_t at = find_gap(options.mappings, site.address, kStubBytes, taken);
+            if (at == 0) {
+                counts_[group] = false;
+                continue;
+            }
+            taken.push_back(at);
+            area = areas_.insert(areas_.end(), StubArea{});
+            area->at = at;
+            area->code.fill(std::byte{0xCC});
+        }
+        const auto stub = make_counter(site, i, group, area->at + area->used, area->at + kPage);
+        if (!stub || i >= ShadowCounters::kSites) {
+            counts_[group] = false;
+            continue;
+        }
+        std::memcpy(area->code.data() + area->used, stub->code.data(), stub->size_bytes);
+        stops_[area->at + area->used + stub->stop_offset] = i;
+        area->used += (stub->size_bytes + 15) & ~std::size_t{15};
+        for (std::size_t k = 0; k < stub->jump.size(); ++k)
+            patches_.push_back({site.address + k, stub->jump[k]});
+    }
+    std::sort(taken.begin(), taken.end());
+    map_room(options.mappings, taken);
+}
+
+/// Where the target's heap and mappings will have grown to before this is made anew: behind each writable
+/// mapping and in small gaps, as far as nothing else is there.
+void ShadowSpace::map_room(std::span<const process::Mapping> mappings, std::span<const std::uint64_t> taken) {
+    constexpr std::uint64_t kRoom = 256 << 20;
+    for (std::size_t i = 0; i < mappings.size(); ++i) {
+        const std::uint64_t start = mappings[i].end.value();
+        const std::uint64_t next = i + 1 < mappings.size() ? mappings[i + 1].start.value() : start;
+        if (next <= start || start >> 47 != 0) continue;
+        const auto add = [&](std::uint64_t from, std::uint64_t to) {
+            for (const std::uint64_t at : taken) {
+                if (at < from || at >= to) continue;
+                room_.push_back({from, at});
+                from = at + kStubBytes;
+            }
+            if (from < to) room_.push_back({from, to});
+        };
+        if (next - start <= 2 * kRoom) {
+            add(start, next);
+        } else {
+            add(start, start + kRoom);
+            add(next - kRoom, next);
+        }
+    }
+}
+
+ShadowSpace::ShadowSpace(const Options& options) {
+    for (const process::Mapping& mapping : options.mappings) {
+        if (mapping.path == "[vdso]") vdso_.emplace(mapping.start.value(), mapping.size_bytes());
+    }
+    layout_stubs(options);
+    if (!counts_[0] && !counts_[1]) return;
+    void* page = ::mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED) return;
+    auto* ready = static_cast<std::uint32_t*>(page);
+    // The descriptors are shared, so that what the child opens is open here: a userfaultfd belongs to the
+    // memory of the process that made it.
+    pid_ = static_cast<pid_t>(syscall(SYS_clone, CLONE_FILES | SIGCHLD, nullptr, nullptr, nullptr, nullptr));
+    if (pid_ == 0) become_shadow(options, ready);
+    const std::uint64_t start = base::monotonic_ns();
+    constexpr std::uint64_t kPatienceNs = 2'000'000'000;
+    while (pid_ > 0 && __atomic_load_n(ready + 4, __ATOMIC_ACQUIRE) == 0) {
+        if (::waitpid(pid_, nullptr, WNOHANG | __WALL) == pid_) pid_ = -1;
+        if (base::monotonic_ns() - start > kPatienceNs) break;
+        const timespec pause{0, 100'000};
+        ::nanosleep(&pause, nullptr);
+    }
+    const bool started = pid_ > 0 && __atomic_load_n(ready + 4, __ATOMIC_ACQUIRE) != 0;
+    if (started) faults_.reset(static_cast<int>(ready[0]));
+    if (started) {
+        const std::uint64_t arena =
+            __atomic_load_n(reinterpret_cast<std::uint64_t*>(ready) + 1, __ATOMIC_RELAXED);
+        kernel_.set_arena(arena, arena + kArenaBytes);
+    }
+    ::munmap(page, kPage);
+    if (!started) return;
+    sched_param realtime{};
+    realtime.sched_priority = 1;
+    sched_setscheduler(pid_, SCHED_RR, &realtime);  // where it may be
+    if (ptrace(PTRACE_SEIZE, pid_, nullptr, PTRACE_O_EXITKILL) != 0) return;
+    if (ptrace(PTRACE_INTERRUPT, pid_, nullptr, nullptr) != 0 || !wait_stopped()) return;
+    char path[64];
+    std::snprintf(path, sizeof path, "/proc/%d/schedstat", pid_);
+    schedstat_.reset(::open(path, O_RDONLY | O_CLOEXEC));
+    open_ = schedstat_.is_open() && write_code();
+    if (open_) empty_ns_ = measure_empty_run();
+}
+
+/// In the child. Nothing is allocated; whatever goes wrong ends it.
+void ShadowSpace::become_shadow(const Options& options, std::uint32_t* ready) const {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    prctl(PR_SET_NAME, "memattach-shadow");
+    const rlimit none{0, 0};
+    setrlimit(RLIMIT_CORE, &none);
+    int fd = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY));
+    if (fd < 0) fd = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
+    uffdio_api api{};
+    api.api = UFFD_API;
+    if (fd < 0 || ioctl(fd, UFFDIO_API, &api) != 0) _exit(1);
+    for (const std::span<std::byte> range : options.unmapped) ::munmap(range.data(), range.size());
+    for (const process::Mapping& mapping : options.mappings) {
+        // What is reserved without access may be opened any time (glibc's arenas).
+        const bool reserved = !mapping.readable && mapping.inode == 0;
+        if ((!mapping.readable && !reserved) || belongs_to_kernel(mapping)) continue;
+        auto* const at = reinterpret_cast<void*>(mapping.start.value());
+        if (::mmap(at, mapping.size_bytes(), reserved ? PROT_READ | PROT_WRITE : protection(mapping),
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0) != at)
+            _exit(2);
+        uffdio_register area{};
+        area.range = {mapping.start.value(), mapping.size_bytes()};
+        area.mode = UFFDIO_REGISTER_MODE_MISSING;
+        if (ioctl(fd, UFFDIO_REGISTER, &area) != 0) _exit(3);
+    }
+    if (vdso_) {
+        auto* const at = reinterpret_cast<void*>(vdso_->start());
+        if (::mmap(at, vdso_->size_bytes(), PROT_READ | PROT_EXEC,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) != at)
+            _exit(8);
+    }
+    for (const auto& [from, to] : room_) {
+        auto* const at = reinterpret_cast<void*>(from);
+        if (::mmap(at, to - from, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0) != at)
+            continue;  // something of our own is there
+        uffdio_register area{};
+        area.range = {from, to - from};
+        area.mode = UFFDIO_REGISTER_MODE_MISSING;
+        if (ioctl(fd, UFFDIO_REGISTER, &area) != 0) _exit(3);
+    }
+    for (const StubArea& area : areas_) {
+        auto* const at = reinterpret_cast<void*>(area.at);
+        if (::mmap(at, kPage, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1,
+                   0) != at)
+            _exit(4);
+        // The same pages once more: an old size of 0 duplicates a shared mapping (mremap(2)).
+        auto* const counters = reinterpret_cast<void*>(area.at + kPage);
+        if (::mremap(options.counters, 0, kCounterBytes, MREMAP_MAYMOVE | MREMAP_FIXED, counters) != counters)
+            _exit(5);
+    }
+    void* const arena = ::mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    uffdio_register area{};
+    area.range = {reinterpret_cast<std::uint64_t>(arena), kArenaBytes};
+    area.mode = UFFDIO_REGISTER_MODE_MISSING;
+    if (arena == MAP_FAILED || ioctl(fd, UFFDIO_REGISTER, &area) != 0) _exit(7);
+    reinterpret_cast<std::uint64_t*>(ready)[1] = area.range.start;
+    ready[0] = static_cast<std::uint32_t>(fd);
+    auto* const flag = ready + 4;
+    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) != 0) _exit(6);
+    __atomic_store_n(flag, 1, __ATOMIC_RELEASE);
+    for (;;) __builtin_ia32_pause();
+}
+
+ShadowSpace::~ShadowSpace() {
+    if (pid_ <= 0) return;
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, __WALL);
+}
+
+bool ShadowSpace::write_code() {
+    char path[64];
+    std::snprintf(path, sizeof path, "/proc/%d/mem", pid_);
+    memory_.reset(::open(path, O_RDWR | O_CLOEXEC));
+    if (!memory_.is_open() || !write_vdso()) return false;
+    return std::all_of(areas_.begin(), areas_.end(), [&](const StubArea& area) {
+        return ::pwrite(memory_.get(), area.code.data(), area.code.size(), static_cast<off_t>(area.at)) ==
+               static_cast<ssize_t>(area.code.size());
+    });
+}
+
+bool ShadowSpace::write_vdso() {
+    return !vdso_ ||
+           ::pwrite(memory_.get(), vdso_->image().data(), vdso_->image().size(),
+                    static_cast<off_t>(vdso_->start())) == static_cast<ssize_t>(vdso_->image().size());
+}
+
+void ShadowSpace::begin_state() {
+    if (!vdso_) return;
+    vdso_->read_clocks();
+    static_cast<void>(write_vdso());
+}
+
+void ShadowSpace::patch(std::uint64_t page, std::span<std::byte> content) const {
+    for (const Patch& patch : patches_) {
+        if (patch.address - page < kPage) content[patch.address - page] = patch.value;
+    }
+}
+
+bool ShadowSpace::fill(std::uint64_t page, std::span<const std::byte> content) {
+    alignas(4096) std::array<std::byte, kPage> copy;
+    std::memcpy(copy.data(), content.data(), kPage);
+    patch(page, copy);
+    uffdio_copy order{};
+    order.dst = page;
+    order.src = reinterpret_cast<std::uint64_t>(copy.data());
+    order.len = kPage;
+    if (ioctl(faults_.get(), UFFDIO_COPY, &order) == 0) return true;
+    uffdio_range range{page, kPage};
+    return errno == EEXIST && ioctl(faults_.get(), UFFDIO_WAKE, &range) == 0;
+}
+
+bool ShadowSpace::fill_data(std::uint64_t page, std::span<const std::byte> contents) {
+    uffdio_copy order{};
+    order.dst = page;
+    order.src = reinterpret_cast<std::uint64_t>(contents.data());
+    order.len = contents.size();
+    return ioctl(faults_.get(), UFFDIO_COPY, &order) == 0;
+}
+
+bool ShadowSpace::overwrite(std::span<const std::uint64_t> pages,
+                            std::span<const std::span<const std::byte>> contents) {
+    constexpr std::size_t kBatch = 256;
+    std::array<iovec, kBatch> local, remote;
+    for (std::size_t first = 0; first < pages.size(); first += kBatch) {
+        const std::size_t count = std::min(kBatch, pages.size() - first);
+        for (std::size_t i = 0; i < count; ++i) {
+            local[i] = {const_cast<std::byte*>(contents[first + i].data()), kPage};
+            remote[i] = {reinterpret_cast<void*>(pages[first + i]), kPage};
+        }
+        if (process_vm_writev(pid_, local.data(), count, remote.data(), count, 0) !=
+            static_cast<ssize_t>(count * kPage))
+            return false;
+    }
+    return true;
+}
+
+bool ShadowSpace::set_state(user_regs_struct registers, std::span<const std::byte> extended_state) {
+    iovec area{const_cast<std::byte*>(extended_state.data()), extended_state.size()};
+    kernel_.restart();
+    return set_registers(registers) && ptrace(PTRACE_SETREGSET, pid_, NT_X86_XSTATE, &area) == 0;
+}
+
+bool ShadowSpace::set_registers(user_regs_struct registers) {
+    registers.orig_rax = ~0ULL;  // not in a system call: nothing to restart
+    return ptrace(PTRACE_SETREGS, pid_, nullptr, &registers) == 0;
+}
+
+std::optional<user_regs_struct> ShadowSpace::registers() const {
+    user_regs_struct out{};
+    if (ptrace(PTRACE_GETREGS, pid_, nullptr, &out) != 0) return std::nullopt;
+    return out;
+}
+
+std::optional<std::size_t> ShadowSpace::stopped_at(std::uint64_t pc) const {
+    const auto found = stops_.find(pc);
+    if (found == stops_.end()) return std::nullopt;
+    return found->second;
+}
+
+std::optional<std::byte> ShadowSpace::write_byte(std::uint64_t address, std::byte value) {
+    std::byte before{};
+    const auto at = static_cast<off_t>(address);
+    if (::pread(memory_.get(), &before, 1, at) != 1 || ::pwrite(memory_.get(), &value, 1, at) != 1)
+        return std::nullopt;
+    return before;
+}
+
+std::uint64_t ShadowSpace::thread_cpu_ns() const {
+    std::array<char, 64> text{};
+    if (::pread(schedstat_.get(), text.data(), text.size() - 1, 0) <= 0) return 0;
+    return std::strtoull(text.data(), nullptr, 10);
+}
+
+bool ShadowSpace::wait_stopped() {
+    int status = 0;
+    while (true) {
+        const pid_t waited = ::waitpid(pid_, &status, __WALL);
+        if (waited == pid_) break;
+        if (waited < 0 && errno != EINTR) return false;
+    }
+    if (WIFSTOPPED(status)) return true;
+    pid_ = -1;
+    return false;
+}
+
+/// SIGCHLD is blocked but for the wait, so that a stop ends it.
+ShadowSpace::Run ShadowSpace::run(std::uint64_t limit_ns,
+                                  const std::function<bool(std::uint64_t)>& on_missing) {
+    Run out;
+    const std::uint64_t before_ns = thread_cpu_ns();
+    std::uint64_t until_ns = base::monotonic_ns() + limit_ns;
+    if (ptrace(PTRACE_SYSEMU, pid_, nullptr, nullptr) != 0) return out;
+    sigset_t waiting;
+    sigprocmask(SIG_SETMASK, nullptr, &waiting);
+    sigdelset(&waiting, SIGCHLD);
+    out.end = End::limit;
+    bool stopped = false;
+    std::uint64_t calls = 0;
+    while (true) {
+        int status = 0;
+        if (::waitpid(pid_, &status, WNOHANG | __WALL) == pid_) {
+            if (!WIFSTOPPED(status)) {
+                pid_ = -1;
+                out.end = End::gone;
+                return out;
+            }
+            if (answer_call()) {
+                ++calls;
+                continue;
+            }
+            out.end = End::stopped;
+            stopped = true;
+            break;
+        }
+        uffd_msg message{};
+        if (::read(faults_.get(), &message, sizeof message) == sizeof message &&
+            message.event == UFFD_EVENT_PAGEFAULT) {
+            out.page = message.arg.pagefault.address & ~(kPage - 1);
+            const std::uint64_t asked_ns = base::monotonic_ns();
+            if (on_missing(out.page)) {
+                until_ns += base::monotonic_ns() - asked_ns + kFaultNs;
+                continue;
+            }
+            out.end = End::missing_page;
+            break;
+        }
+        const std::uint64_t now_ns = base::monotonic_ns();
+        if (now_ns >= until_ns) break;
+        const timespec left{0, static_cast<long>(until_ns - now_ns)};
+        pollfd ready{faults_.get(), POLLIN, 0};
+        ::ppoll(&ready, 1, &left, &waiting);
+    }
+    if (!stopped && (ptrace(PTRACE_INTERRUPT, pid_, nullptr, nullptr) != 0 || !wait_stopped())) {
+        out.end = End::gone;
+        return out;
+    }
+    const std::uint64_t used_ns = thread_cpu_ns() - before_ns;
+    out.cpu_ns = used_ns - std::min(used_ns, calls * empty_ns_) + calls * kCallNs;
+    return out;
+}
+
+/// Lets the thread go on behind a system call that can be answered.
+bool ShadowSpace::answer_call() {
+    user_regs_struct regs{};
+    if (kernel_.calls() >= kMostCalls || ptrace(PTRACE_GETREGS, pid_, nullptr, &regs) != 0 ||
+        static_cast<std::int64_t>(regs.orig_rax) < 0)
+        return false;
+    const auto result = kernel_.answer(regs);
+    if (!result) return false;
+    regs.rax = *result;
+    return set_registers(regs) && ptrace(PTRACE_SYSEMU, pid_, nullptr, nullptr) == 0;
+}
+
+void ShadowSpace::set_cpu(int cpu) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(static_cast<std::size_t>(cpu), &set);
+    sched_setaffinity(pid_, sizeof set, &set);
+}
+
+std::uint64_t ShadowSpace::measure_empty_run() {
+    user_regs_struct registers{};
+    if (ptrace(PTRACE_GETREGS, pid_, nullptr, &registers) != 0) return 0;
+    registers.orig_rax = ~0ULL;
+    registers.rip = areas_.front().at + kPage - 1;  // an int3
+    std::uint64_t least = ~0ULL;
+    for (int i = 0; i < 8; ++i) {
+        if (ptrace(PTRACE_SETREGS, pid_, nullptr, &registers) != 0) return 0;
+        const Run done = run(10'000'000, [](std::uint64_t) { return false; });
+        if (done.end != End::stopped) return 0;
+        least = std::min(least, done.cpu_ns);
+    }
+    return least;
+}
+
+std::optional<std::uint64_t> ShadowSpace::unmapped_address() const {
+    siginfo_t info{};
+    if (ptrace(PTRACE_GETSIGINFO, pid_, nullptr, &info) != 0 || info.si_signo != SIGSEGV ||
+        info.si_code != SEGV_MAPERR)
+        return std::nullopt;
+    return reinterpret_cast<std::uint64_t>(info.si_addr);
+}
+
+}  // namespace memattach::probe

@@ -1,0 +1,131 @@
+#pragma once
+
+#include <sys/types.h>
+#include <sys/user.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "memattach/base/unique_fd.h"
+#include "memattach/probe/shadow.h"
+#include "memattach/process/maps.h"
+#include "shadow_counter.h"
+#include "shadow_kernel.h"
+#include "shadow_vdso.h"
+
+namespace memattach::probe {
+
+/// malloc and mmap: 0; objects: 1.
+inline std::size_t group_of(trace::AllocKind kind) {
+    return kind == trace::AllocKind::object ? 1 : 0;
+}
+
+/// A process whose memory has the target's layout and none of its contents: every page is missing until
+/// fill() brings it. Dies with the calling process. Not for several threads.
+class ShadowSpace {
+  public:
+    struct Options {
+        std::span<const process::Mapping> mappings;
+        std::span<const PlannedSite> sites;  ///< at most ShadowCounters::kSites
+        /// What the calling process shares with others, and the shadow must not reach.
+        std::span<const std::span<std::byte>> unmapped;
+        ShadowCounters* counters = nullptr;  ///< kCounterBytes of shared memory
+    };
+    explicit ShadowSpace(const Options& options);
+    ~ShadowSpace();
+    ShadowSpace(const ShadowSpace&) = delete;
+    ShadowSpace& operator=(const ShadowSpace&) = delete;
+
+    /// False: something is refused here; nothing else may be called.
+    [[nodiscard]] bool is_open() const { return open_; }
+    /// Which groups have a counter at every site (group_of()).
+    [[nodiscard]] bool counts(std::size_t group) const { return counts_[group]; }
+    [[nodiscard]] pid_t pid() const { return pid_; }
+
+    /// Puts a missing page in place. False where nothing is mapped there.
+    bool fill(std::uint64_t page, std::span<const std::byte> content);
+    /// The same for several pages in a row that hold no code.
+    bool fill_data(std::uint64_t page, std::span<const std::byte> contents);
+    [[nodiscard]] const ShadowKernel& kernel() const { return kernel_; }
+    /// The runs that follow are of another state: they all read the same time.
+    void begin_state();
+    /// Writes over pages that are there and writable: false where one isn't.
+    bool overwrite(std::span<const std::uint64_t> pages,
+                   std::span<const std::span<const std::byte>> contents);
+    /// The beginning of a run.
+    bool set_state(user_regs_struct registers, std::span<const std::byte> extended_state);
+
+    enum class End : std::uint8_t {
+        limit,
+        missing_page,  ///< `page`, which wasn't filled
+        stopped,       ///< a system call, a fault, an int3
+        gone,
+    };
+    struct Run {
+        End end = End::gone;
+        std::uint64_t page = 0;
+        /// That the thread used: with what starting and stopping it costs, once, and what the system calls
+        /// would have cost.
+        std::uint64_t cpu_ns = 0;
+    };
+    /// Lets it go on for `limit_ns` of wall time. `on_missing(page)` is asked for each page that isn't there:
+    /// true where it has been filled.
+    Run run(std::uint64_t limit_ns, const std::function<bool(std::uint64_t)>& on_missing);
+    /// CPU time of a run that does nothing; 0: it can't be told.
+    [[nodiscard]] std::uint64_t empty_run_ns() const { return empty_ns_; }
+    /// Where it runs from now on.
+    void set_cpu(int cpu);
+    /// Where the last run ended.
+    [[nodiscard]] std::optional<user_regs_struct> registers() const;
+    bool set_registers(user_regs_struct registers);
+    /// The site whose stub stopped it, where the pc is `pc`.
+    [[nodiscard]] std::optional<std::size_t> stopped_at(std::uint64_t pc) const;
+    /// A byte of code; returns what was there.
+    std::optional<std::byte> write_byte(std::uint64_t address, std::byte value);
+    /// Where the last run was stopped by a reference to memory that isn't mapped.
+    [[nodiscard]] std::optional<std::uint64_t> unmapped_address() const;
+
+  private:
+    void layout_stubs(const Options& options);
+    void map_room(std::span<const process::Mapping> mappings, std::span<const std::uint64_t> taken);
+    [[noreturn]] void become_shadow(const Options& options, std::uint32_t* ready) const;
+    bool write_code();
+    void patch(std::uint64_t page, std::span<std::byte> content) const;
+    std::uint64_t measure_empty_run();
+    bool answer_call();
+    bool write_vdso();
+    bool wait_stopped();
+    [[nodiscard]] std::uint64_t thread_cpu_ns() const;
+
+    static constexpr std::uint64_t kPage = ShadowShared::kPageBytes;
+    /// The code that counts and the counters, close enough to the sites for a jump.
+    static constexpr std::uint64_t kStubBytes = kPage + kCounterBytes;
+    struct StubArea {
+        std::uint64_t at = 0;
+        std::array<std::byte, kPage> code;  ///< int3 where there is nothing
+        std::size_t used = 0;
+    };
+    std::unordered_map<std::uint64_t, std::size_t> stops_;  ///< by pc
+    struct Patch {
+        std::uint64_t address = 0;
+        std::byte value{};
+    };
+    std::vector<StubArea> areas_;
+    std::vector<Patch> patches_;
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> room_;  ///< from, to
+    std::array<bool, 2> counts_{true, true};
+    ShadowKernel kernel_;
+    std::uint64_t empty_ns_ = 0;
+    std::optional<ShadowVdso> vdso_;
+    bool open_ = false;
+    pid_t pid_ = -1;
+    base::UniqueFd faults_, schedstat_, memory_;
+};
+
+}  // namespace memattach::probe

@@ -1,0 +1,61 @@
+#include "shadow_vdso.h"
+
+#include <dlfcn.h>
+#include <sys/auxv.h>
+
+#include <array>
+#include <cstring>
+#include <ctime>
+
+namespace memattach::probe {
+namespace {
+
+/// The kernel maps the same vDSO into every process of a kind: where a function is in ours it is in the
+/// target's.
+std::size_t offset_in_vdso(const char* name) {
+    const std::uint64_t own = ::getauxval(AT_SYSINFO_EHDR);
+    void* const library = own != 0 ? ::dlopen("linux-vdso.so.1", RTLD_LAZY | RTLD_NOLOAD) : nullptr;
+    void* const symbol = library != nullptr ? ::dlsym(library, name) : nullptr;
+    return symbol != nullptr ? reinterpret_cast<std::uint64_t>(symbol) - own : 0;
+}
+
+/// int clock_gettime(edi: clock, rsi: timespec*)
+constexpr std::array<unsigned char, 32> kCode = {
+    0x48, 0x8D, 0x0D, 0,    0,    0, 0,  // lea rcx, [rip + …]: the times
+    0x83, 0xE7, 0x0F,                    // and edi, 15
+    0xC1, 0xE7, 0x04,                    // shl edi, 4
+    0x48, 0x8B, 0x04, 0x39,              // mov rax, [rcx + rdi]
+    0x48, 0x89, 0x06,                    // mov [rsi], rax
+    0x48, 0x8B, 0x44, 0x39, 0x08,        // mov rax, [rcx + rdi + 8]
+    0x48, 0x89, 0x46, 0x08,              // mov [rsi + 8], rax
+    0x31, 0xC0,                          // xor eax, eax
+    0xC3,                                // ret
+};
+constexpr std::size_t kDistanceAt = 3;  ///< of the first instruction's distance, which counts from 7
+
+}  // namespace
+
+ShadowVdso::ShadowVdso(std::uint64_t start, std::uint64_t size_bytes)
+    : start_(start), image_(size_bytes, std::byte{0xCC}) {
+    const std::size_t at = offset_in_vdso("__vdso_clock_gettime");
+    const std::size_t times = image_.size() - kClocks * 2 * sizeof(std::uint64_t);
+    if (at == 0 || at + kCode.size() > times) return;
+    std::memcpy(image_.data() + at, kCode.data(), kCode.size());
+    const auto distance = static_cast<std::int32_t>(times - (at + kDistanceAt + 4));
+    std::memcpy(image_.data() + at + kDistanceAt, &distance, sizeof distance);
+    clocks_at_ = times;
+    read_clocks();
+}
+
+void ShadowVdso::read_clocks() {
+    if (clocks_at_ == 0) return;
+    for (std::size_t clock = 0; clock < kClocks; ++clock) {
+        timespec now{};
+        ::clock_gettime(static_cast<clockid_t>(clock), &now);
+        const std::array<std::uint64_t, 2> words = {static_cast<std::uint64_t>(now.tv_sec),
+                                                    static_cast<std::uint64_t>(now.tv_nsec)};
+        std::memcpy(image_.data() + clocks_at_ + clock * sizeof words, words.data(), sizeof words);
+    }
+}
+
+}  // namespace memattach::probe

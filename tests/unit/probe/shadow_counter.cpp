@@ -1,0 +1,161 @@
+#include "../../../src/probe/shadow_counter.h"
+
+#include <doctest/doctest.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstring>
+#include <initializer_list>
+
+using namespace memattach;
+using probe::Argument;
+using probe::CounterStub;
+using probe::PlannedSite;
+using probe::ShadowCounters;
+using probe::SiteKind;
+
+namespace {
+
+/// A function in memory of its own, with a stub and counters next to it.
+class Patched {
+  public:
+    Patched(std::initializer_list<int> code, SiteKind kind, probe::Arguments args) {
+        constexpr std::size_t kBytes = 0x10000;
+        void* memory =
+            ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        REQUIRE(memory != MAP_FAILED);
+        base_ = static_cast<std::byte*>(memory);
+        std::size_t at = 0;
+        for (const int value : code) base_[at++] = static_cast<std::byte>(value);
+        PlannedSite site;
+        site.site.kind = kind;
+        site.site.args = args;
+        site.address = address_of(0);
+        std::memcpy(site.code.data(), base_, site.code.size());
+        stub_ = probe::make_counter(site, 3, 1, address_of(0x1000), address_of(0x2000));
+        REQUIRE(stub_);
+        std::memcpy(base_ + 0x1000, stub_->code.data(), stub_->size_bytes);
+        std::memcpy(base_, stub_->jump.data(), stub_->jump.size());
+        counters().countdown.fill(ShadowCounters::kNever);
+        counters().big_bytes = ShadowCounters::kNever;
+        counters().watched.fill(ShadowCounters::kNobody);
+    }
+    ~Patched() { ::munmap(base_, 0x10000); }
+    Patched(const Patched&) = delete;
+    Patched& operator=(const Patched&) = delete;
+
+    std::uint64_t operator()(std::uint64_t a, std::uint64_t b = 0) const {
+        return reinterpret_cast<std::uint64_t (*)(std::uint64_t, std::uint64_t)>(base_)(a, b);
+    }
+    [[nodiscard]] ShadowCounters& counters() const {
+        return *reinterpret_cast<ShadowCounters*>(base_ + 0x2000);
+    }
+    [[nodiscard]] std::uint64_t address_of(std::size_t offset) const {
+        return reinterpret_cast<std::uint64_t>(base_ + offset);
+    }
+    /// Calls it in a child that is traced: whether it stopped in the stub, and what it returned nonetheless.
+    bool stops(std::uint64_t a, std::uint64_t b, std::uint64_t expected) const {
+        const pid_t child = ::fork();
+        if (child == 0) {
+            ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
+            ::_exit((*this)(a, b) == expected ? 0 : 1);
+        }
+        int status = 0;
+        bool stopped = false;
+        REQUIRE(::waitpid(child, &status, 0) == child);
+        while (WIFSTOPPED(status)) {
+            user_regs_struct regs{};
+            ::ptrace(PTRACE_GETREGS, child, nullptr, &regs);
+            CHECK(regs.rip == address_of(0x1000) + stub_->stop_offset);
+            CHECK(regs.rdi == a);
+            CHECK(regs.rsi == b);
+            stopped = true;
+            ::ptrace(PTRACE_CONT, child, nullptr, nullptr);
+            REQUIRE(::waitpid(child, &status, 0) == child);
+        }
+        CHECK(WIFEXITED(status));
+        CHECK(WEXITSTATUS(status) == 0);
+        return stopped;
+    }
+
+  private:
+    std::byte* base_ = nullptr;
+    std::optional<CounterStub> stub_;
+};
+
+/// push rbx; mov rbx, rdi; lea rax, [rbx + rsi + 1]; pop rbx; ret
+constexpr std::initializer_list<int> kSum = {0x53, 0x48, 0x89, 0xFB, 0x48, 0x8D,
+                                             0x44, 0x33, 0x01, 0x5B, 0xC3};
+
+probe::Arguments size_and_count() {
+    probe::Arguments args;
+    args.size = Argument::rdi;
+    args.count = Argument::rsi;
+    return args;
+}
+
+}  // namespace
+
+TEST_CASE("a stub counts and changes nothing") {
+    const Patched sum(kSum, SiteKind::allocate, size_and_count());
+    for (std::uint64_t i = 0; i < 1000; ++i) CHECK(sum(i, 5) == i + 6);
+    CHECK(sum.counters().hits[3] == 1000);
+    CHECK(sum.counters().hits[2] == 0);
+    CHECK(sum.counters().countdown[1] == ShadowCounters::kNever - 1000);
+    CHECK(sum.counters().countdown[0] == ShadowCounters::kNever);
+}
+
+TEST_CASE("a stub stops at the hit it was told, at big requests, and goes on") {
+    const Patched sum(kSum, SiteKind::allocate, size_and_count());
+    CHECK_FALSE(sum.stops(1, 2, 4));
+    sum.counters().countdown[1] = 1;
+    CHECK(sum.stops(1, 2, 4));
+    sum.counters().countdown[1] = 2;
+    CHECK_FALSE(sum.stops(1, 2, 4));
+    sum.counters().big_bytes = 100;
+    CHECK_FALSE(sum.stops(100, 100, 201));
+    CHECK(sum.stops(101, 1, 103));
+    CHECK(sum.stops(1, 101, 103));
+}
+
+TEST_CASE("a stub stops where a watched block ends") {
+    probe::Arguments args;
+    args.old = Argument::rdi;
+    const Patched sum(kSum, SiteKind::release, args);
+    CHECK_FALSE(sum.stops(0, 0, 1));
+    CHECK_FALSE(sum.stops(0x7f0012345670, 0, 0x7f0012345671));
+    sum.counters().watched[0x7f0012345670 / 16 % ShadowCounters::kWatched] = 0x7f0012345670;
+    CHECK(sum.stops(0x7f0012345670, 0, 0x7f0012345671));
+    CHECK_FALSE(sum.stops(0x7f0012345670 + 16 * ShadowCounters::kWatched, 0,
+                          0x7f0012345671 + 16 * ShadowCounters::kWatched));
+}
+
+TEST_CASE("displaced instructions are moved with what they refer to") {
+    // lea rax, [rip + 0x100]; add rax, rdi; ret
+    const Patched relative({0x48, 0x8D, 0x05, 0x00, 0x01, 0x00, 0x00, 0x48, 0x01, 0xF8, 0xC3},
+                           SiteKind::allocate, size_and_count());
+    CHECK(relative(5) == relative.address_of(7 + 0x100) + 5);
+    // test rdi, rdi; je +3; mov rax, rdi (ret behind); xor eax, eax; ret
+    const Patched branch(
+        {0x48, 0x85, 0xFF, 0x74, 0x04, 0x48, 0x89, 0xF8, 0xC3, 0xB8, 0x63, 0x00, 0x00, 0x00, 0xC3},
+        SiteKind::allocate, size_and_count());
+    CHECK(branch(42) == 42);
+    CHECK(branch(0) == 99);
+    CHECK(branch.counters().hits[3] == 2);
+}
+
+TEST_CASE("what can't be moved gets no stub") {
+    PlannedSite site;
+    site.site.args = size_and_count();
+    site.address = 0x500000;
+    site.code.fill(std::byte{0xC3});  // ret
+    CHECK_FALSE(probe::make_counter(site, 0, 0, 0x600000, 0x601000));
+    site.code.fill(std::byte{0x90});
+    CHECK(probe::make_counter(site, 0, 0, 0x600000, 0x601000));
+    CHECK_FALSE(probe::make_counter(site, 0, 0, 0x600000 + (std::uint64_t{3} << 30), 0x601000));
+}
