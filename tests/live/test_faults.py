@@ -138,6 +138,16 @@ class Storms(Faulty):
     def test_threads(self, python):
         self.storm(python, "threads")
 
+    @each_python(minimum=(3, 11), maximum=(3, 11))
+    def test_two_thousand_threads(self, python):
+        target = self.start(python, "faults.py", "storm")
+        running = self.attach(target)
+        target.send("storm 2000")
+        self.assertEqual(target.read_json(120)["rounds"], 2000)
+        running.signal(signal.SIGINT)
+        session = running.wait().json["session"]
+        self.assertTrue(session["text_verified"], session)
+
     @each_python(minimum=(3, 11), maximum=(3, 12))
     def test_signals(self, python):
         self.storm(python, "signals")
