@@ -15,10 +15,11 @@ sys.path.insert(0, str(TOP / "tests/live"))
 class Fixture:
     """A program of fixtures/ that speaks through handshake.py."""
 
-    def __init__(self, python, name, *args, env=None):
-        self.path = str(FIXTURES / name)
+    def __init__(self, python, name, *args, env=None, root=None):
+        """`name`: of a file in fixtures/, or a path inside `root` (a chroot)."""
+        self.path = name if root else str(FIXTURES / name)
         self.process = subprocess.Popen(
-            [python, self.path, *map(str, args)],
+            [*(["chroot", root] if root else []), python, self.path, *map(str, args)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -30,8 +31,14 @@ class Fixture:
     pid = property(lambda self: self.process.pid)
 
     def order(self, text):
+        self.send(text)
+        return self.answer()
+
+    def send(self, text):
         self.process.stdin.write(text + "\n")
         self.process.stdin.flush()
+
+    def answer(self):
         return json.loads(self.process.stdout.readline())
 
     def finish(self):

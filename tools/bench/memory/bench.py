@@ -1,0 +1,196 @@
+#!/usr/bin/env python3
+"""What watching memory costs the target, and whether a leak is found. Runs a Release build of memattach against Pythons on
+this machine:
+
+    tools/bench/memory/bench.py [slowdown] [hit-cost] [leak]          # all three where none is named
+        [--memattach build/release/memattach] [--python /usr/bin/python3] [--root DIRECTORY]
+        [--pairs 10] [--seconds 2] [--workload NAME]… [--memray] [-- MEMATTACH OPTIONS…]
+
+  slowdown   one process does the same work over and over; memattach (default options: CPU and memory) is attached to it
+             for every second stretch of --seconds. The ratio is that of the rounds' median times, with and without.
+             --memray: the same for `memray attach`, where that is installed beside --python
+  hit-cost   what one breakpoint costs the target in time: a free() that isn't sampled, and a malloc() that is, with a
+             stack 30 deep, both armed all the time
+  leak       1 MB/s kept out of 200 MB/s for 20 s: is that line the first suspect?
+
+Intervals are 95 %, from resampling the pairs. Every figure comes from stretches that take turns, so that a machine that is
+busy with other things spoils single figures but not the ratios; still, run it on an idle one. accuracy.py beside this file
+says how true the figures are. --root: the Python is one inside that directory (a chroot; needs root and its /proc).
+"""
+
+import argparse
+import os
+import pathlib
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+
+from memory_session import FIXTURES, TOP, Fixture, Session
+
+WORKLOADS = {
+    "objects": "small dicts and lists",
+    "documents": "JSON encoded and decoded",
+    "arrays": "numpy temporaries of 1.6 MB",
+    "frames": "pandas read_csv and groupby",
+    "blocks": "1 KB blocks, as fast as can be",
+}
+
+
+class Memray:
+    """`memray attach` to a fixture for as long as the `with` block lasts."""
+
+    def __init__(self, arguments, fixture):
+        self.enter = ["chroot", arguments.root] if arguments.root else []
+        self.fixture = fixture
+        self.out = tempfile.mktemp(prefix="memray-")
+
+    def run(self, *words):
+        self.fixture.send("run 3")  # it gets in only where the program allocates
+        done = subprocess.run([*self.enter, "memray", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        if done.returncode != 0:
+            raise AssertionError(f"memray {' '.join(words)}: {done.stdout}")
+        self.fixture.answer()
+
+    def __enter__(self):
+        self.run("attach", "-f", "-o", self.out, str(self.fixture.pid))
+        return self
+
+    def __exit__(self, *exc):
+        self.run("detach", str(self.fixture.pid))
+        for path in (self.out, f"{self.enter[1] if self.enter else ''}{self.out}"):
+            if os.path.exists(path):
+                os.unlink(path)
+
+
+def start(arguments, *words):
+    """A fixture, in the chroot that was asked for."""
+    if not arguments.root:
+        return Fixture(arguments.python, *words)
+    directory = tempfile.mkdtemp(dir=f"{arguments.root}/tmp")
+    for name in (words[0], "handshake.py"):
+        shutil.copy(FIXTURES / name, directory)
+    inside = directory[len(arguments.root.rstrip("/")) :]
+    return Fixture(arguments.python, f"{inside}/{words[0]}", *words[1:], root=arguments.root)
+
+
+def paired(arguments, fixture, tool):
+    """[(rounds without, rounds with), …]; which of the two comes first changes from pair to pair."""
+    pairs = []
+    order = f"run {arguments.seconds}"
+    fixture.order("run 0.5")
+    for i in range(arguments.pairs):
+        without = fixture.order(order)["rounds"] if i % 2 == 0 else None
+        with tool():
+            watched = fixture.order(order)["rounds"]
+        pairs.append((without or fixture.order(order)["rounds"], watched))
+    return pairs
+
+
+def interval(pairs, figure):
+    """figure(pairs) and its 95 % interval, from resampling whole pairs."""
+    chance = random.Random(1)
+    values = sorted(figure([chance.choice(pairs) for _ in pairs]) for _ in range(1000))
+    return figure(pairs), values[25], values[974]
+
+
+def medians(pairs):
+    return [statistics.median([t for pair in pairs for t in pair[side]]) for side in (0, 1)]
+
+
+def ratio(pairs):
+    without, watched = medians(pairs)
+    return watched / without
+
+
+def slowdown(arguments):
+    for name in arguments.workload or WORKLOADS:
+        tools = {"memattach": lambda: Session(arguments.memattach, fixture.pid, *arguments.options)}
+        if arguments.memray:
+            tools["memray attach"] = lambda: Memray(arguments, fixture)
+        for tool, make in tools.items():
+            try:
+                fixture = start(arguments, "rounds.py", name)
+            except ValueError:  # it said nothing: a library isn't there
+                print(f"slowdown   {name:10} {arguments.python} can't run it", flush=True)
+                break
+            with fixture:
+                pairs = paired(arguments, fixture, make)
+                value, low, high = interval(pairs, ratio)
+                fixture.finish()
+            print(f"slowdown   {name:10} {tool:13} {value:6.3f}  ({low:.3f} … {high:.3f})   {WORKLOADS[name]}", flush=True)
+
+
+def hit_cost(arguments):
+    for name, what, options in (
+        ("frees", "not sampled", []),
+        ("allocations", "sampled, 30 deep", ["--malloc-threshold", "0.0001"]),
+    ):
+        sessions = []
+
+        def make():
+            sessions.append(Session(arguments.memattach, fixture.pid, "--memory", "--max-overhead", "100", *options))
+            return sessions[-1]
+
+        with start(arguments, "rounds.py", name) as fixture:
+            calls = fixture.truth["calls"]
+
+            def cost(pairs):
+                without, watched = medians(pairs)
+                return 1e6 * (watched - without) / calls
+
+            value, low, high = interval(paired(arguments, fixture, make), cost)
+            fixture.finish()
+        armed = min(session.profile["session"]["coverage"]["malloc"] for session in sessions)
+        note = "" if armed > 0.99 else f"   (armed {100 * armed:.0f} % of the time only: too low)"
+        print(f"hit cost   {what:17} {value:6.1f} µs  ({low:.1f} … {high:.1f}){note}", flush=True)
+
+
+def leak(arguments):
+    found = 0
+    runs = 3
+    for _ in range(runs):
+        with start(arguments, "memory_lines.py", "leak") as fixture:
+            with Session(arguments.memattach, fixture.pid, *arguments.options) as session:
+                truth = fixture.order("work 20")
+            fixture.finish()
+        leaks = session.profile["leaks"]
+        first = bool(leaks) and leaks[0]["line"] == fixture.truth["lines"]["leak"]
+        found += first
+        wanted = 60 * truth["bytes"]["leak"] / truth["seconds"] / 1e6
+        said = "no suspect"
+        if leaks:
+            said = (
+                f"line {leaks[0]['line']} grows {leaks[0]['growth_bytes_per_min'] / 1e6:.0f} MB/min"
+                f" ± {leaks[0]['growth_ci95'] / 1e6:.0f}, confidence {100 * leaks[0]['confidence']:.0f} %"
+            )
+        print(f"leak       {said}; truth: line {fixture.truth['lines']['leak']}, {wanted:.0f} MB/min", flush=True)
+    print(f"leak       the first suspect in {found} of {runs} runs", flush=True)
+
+
+def main():
+    own, options = sys.argv[1:], []
+    if "--" in own:
+        own, options = own[: own.index("--")], own[own.index("--") + 1 :]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = {"slowdown": slowdown, "hit-cost": hit_cost, "leak": leak}
+    parser.add_argument("part", nargs="*")
+    parser.add_argument("--memattach", default=str(TOP / "build/release/memattach"))
+    parser.add_argument("--python", default="/usr/bin/python3")
+    parser.add_argument("--root")
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--workload", action="append", choices=list(WORKLOADS))
+    parser.add_argument("--memray", action="store_true")
+    arguments = parser.parse_args(own)
+    arguments.options = options
+    for part in arguments.part or parts:
+        if part not in parts:
+            parser.error(f"{part} is none of {', '.join(parts)}")
+        parts[part](arguments)
+
+
+if __name__ == "__main__":
+    main()
