@@ -6,6 +6,7 @@
 
 #include "memattach/base/clock.h"
 #include "memattach/base/error.h"
+#include "memattach/python/thread_name.h"
 
 namespace memattach::probe {
 namespace {
@@ -22,6 +23,7 @@ constexpr std::uint64_t kStatesMinAgeNs = 5 * kMs;
 CpuLook::CpuLook(int pid, const python::Runtime& runtime, const process::Memory& memory,
                  trace::FunctionTable& functions, bool native, CpuSink& sink, trace::LossCounts& losses)
     : memory_(memory),
+      runtime_(runtime),
       sink_(sink),
       losses_(losses),
       reader_(memory, runtime, pid),
@@ -40,6 +42,10 @@ void CpuLook::read_states(std::uint64_t now_ns) {
 base::Address CpuLook::state_of(int tid) const {
     const auto found = states_.find(tid);
     return found == states_.end() ? base::Address() : found->second;
+}
+
+std::string CpuLook::name_of(const LookedAt& thread) const {
+    return python::read_thread_name(memory_, runtime_, thread.state).value_or("");
 }
 
 void CpuLook::add_notes(std::vector<std::string>& notes) const {

@@ -35,6 +35,7 @@ struct CpuSampler::Thread {
     LookedAt looked_at;
     SampleAllowance allowance;
     bool named = false;
+    bool named_by_python = false;
     bool gone = false;
 
     // Event-driven: the period that the kernel has, and for how many samples.
@@ -405,9 +406,18 @@ void CpuSampler::flush_pending(Thread& thread) {
 void CpuSampler::give(Thread& thread, const trace::CpuSample& sample, CpuSink::StackId stack) {
     if (!thread.named) {
         thread.named = true;
-        sink_.name_thread(pid_, thread.tid, thread.files.name());
+        tell_name(thread);
     }
     sink_.add(sample, stack);
+}
+
+/// Tells what Python calls the thread, else what the kernel calls it. A name of Python's stays when it can no
+/// longer be read, as at the thread's end.
+void CpuSampler::tell_name(Thread& thread) {
+    std::string name = look_.name_of(thread.looked_at);
+    thread.named_by_python |= !name.empty();
+    if (!thread.named_by_python) name = thread.files.name();
+    if (!name.empty()) sink_.name_thread(pid_, thread.tid, name);
 }
 
 void CpuSampler::finish() {
@@ -415,8 +425,7 @@ void CpuSampler::finish() {
     finished_ = true;
     for (auto& [tid, thread] : threads_) {
         flush_pending(*thread);
-        const std::string name = thread->files.name();
-        if (!name.empty()) sink_.name_thread(pid_, tid, name);
+        tell_name(*thread);
     }
 }
 

@@ -49,6 +49,17 @@ class Gil(LiveTest):
             file.write(b"x")
 
 
+class ThreadNames(LiveTest):
+    @each_python()
+    def test_threads_have_the_names_that_python_gave_them(self, python):
+        target = self.start(python, "thread_names.py")
+        names = {int(tid): name for tid, name in target.truth["names"].items()}
+        dump = self.memattach("dump", "-p", target.pid, "--json").json
+        self.assertEqual({t["tid"]: t["name"] for t in dump["threads"] if t["tid"] in names}, names)
+        profile = self.profile(target, "-d", "1s", "--cpu", "-t", "-i")
+        self.assertEqual({t["tid"]: t["name"] for t in profile["threads"] if t["tid"] in names}, names)
+
+
 class NativeDump(LiveTest):
     def dump(self, target, name="waiter"):
         """On a machine that is busy a thread may not get a CPU to come to a stop on: until `name` does."""

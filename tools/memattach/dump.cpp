@@ -20,6 +20,7 @@
 #include "memattach/process/proc.h"
 #include "memattach/python/finder.h"
 #include "memattach/python/reader.h"
+#include "memattach/python/thread_name.h"
 #include "memattach/session/priority.h"
 #include "memattach/session/source_lines.h"
 #include "memattach/session/target.h"
@@ -84,6 +85,7 @@ class ThreadLooks {
     ThreadLooks(Dump& dump, int pid, const python::Runtime& runtime)
         : dump_(dump),
           pid_(pid),
+          runtime_(runtime),
           memory_(pid),
           reader_(memory_, runtime, pid),
           codes_(memory_, runtime, dump.functions) {}
@@ -105,6 +107,7 @@ class ThreadLooks {
 
     Dump& dump_;
     int pid_;
+    const python::Runtime& runtime_;
     process::LiveMemory memory_;
     python::StackReader reader_;
     python::CodeCache codes_;
@@ -208,6 +211,9 @@ void ThreadLooks::look_at_all(bool native) {
         DumpedThread& thread = dump_.threads[i];
         const States& of_thread = i < known ? states[thread.tid] : others[i - known];
         thread.name = thread_name(pid_, thread.tid);
+        for (const python::ThreadState& state : of_thread)
+            if (auto name = python::read_thread_name(memory_, runtime_, state.address))
+                thread.name = std::move(*name);
         std::vector<Walk> walks;
         if (native) {
             // First, as it would tell of the stop.

@@ -60,6 +60,9 @@ class CpuLook {
     /// The same with the thread stopped for it, which also tells the sample's mode.
     std::optional<CpuSink::StackId> look_stopped(LookedAt& thread, trace::CpuSample& sample);
 
+    /// Python's own name of the thread; empty where it can't be told.
+    [[nodiscard]] std::string name_of(const LookedAt& thread) const;
+
     [[nodiscard]] trace::CpuMode mode_of(const PerfSample& sample) const {
         return sample.kernel_mode ? trace::CpuMode::system : regions_.mode_of(base::Address(sample.ip));
     }
@@ -73,6 +76,7 @@ class CpuLook {
     std::optional<CpuSink::StackId> native_stack(const NativePlace& place);
 
     const process::Memory& memory_;
+    const python::Runtime& runtime_;
     CpuSink& sink_;
     trace::LossCounts& losses_;
     python::StackReader reader_;

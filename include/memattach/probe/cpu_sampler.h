@@ -97,6 +97,7 @@ class CpuSampler final : public Source {
     void plan_next(Thread& thread, const PerfSample& last);
 
     void give(Thread& thread, const trace::CpuSample& sample, CpuSink::StackId stack);
+    void tell_name(Thread& thread);
     void flush_pending(Thread& thread);
 
     int pid_;
