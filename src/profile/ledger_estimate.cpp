@@ -159,12 +159,18 @@ void Ledger::estimate_windowed() {
     std::vector<double> changes(accounts_.size());
     for (std::size_t i = 0; i < accounts_.size(); ++i) {
         Account& account = accounts_[i];
-        changes[i] = estimates[i].windowed_live + account.brief_byte_ns / elapsed - account.windowed_live;
+        const double brief = account.brief_byte_ns / elapsed;
+        changes[i] = estimates[i].windowed_live + brief - account.windowed_live;
         account.brief_byte_ns = 0;
         if (account.windowed_live > 0 || changes[i] > 0) {
-            // From all its blocks, those that are watched without a break among them.
-            const double variance = estimates[i].live.uncertainty(times_).variance;
-            account.windowed_variance = std::max(0.0, variance - account.live_variance);
+            // From all its blocks, those that are watched without a break among them. Those that live briefly
+            // are known as well as all that the account allocates.
+            const double live =
+                std::max(0.0, estimates[i].live.uncertainty(times_).variance - account.live_variance);
+            const double alloc = account.alloc.value();
+            const double relative =
+                brief > 0 && alloc > 0 ? account.alloc.uncertainty(times_).variance / (alloc * alloc) : 0;
+            account.windowed_variance = live + brief * brief * relative;
         }
         if (changes[i] < 0) change(account, 0, changes[i]);
     }
