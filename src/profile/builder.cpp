@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <set>
 
+#include "memattach/profile/advice.h"
 #include "memattach/profile/cells.h"
 #include "memattach/profile/hotspots.h"
 #include "memattach/profile/ledger.h"
@@ -156,6 +157,11 @@ Profile Builder::finish(const Target& target, const Session& session, const Tota
                         cut, StackTable::kMaxNodes));
     }
     profile.hotspots = find_hotspots(profile);
+    for (Hotspot& hotspot : profile.hotspots) {
+        if (hotspot.metric != "memory" || hotspot.code.empty() || !impl_->options.source_line) continue;
+        hotspot.advice = memory_advice(
+            hotspot.line, [&](std::uint32_t line) { return impl_->options.source_line(hotspot.path, line); });
+    }
     if (impl_->options.source_line) add_sources(profile, impl_->options.source_line);
     return profile;
 }

@@ -69,6 +69,12 @@ class Seed(LiveTest):
         for path, line in places:
             self.assertIn((path, line), [(target.source, target.lines[name]) for name in target.lines])
 
+    def assert_advice(self, target, profile, name, word):
+        """Where the line is a hotspot at all: that depends on how sure the profile is."""
+        for spot in profile["hotspots"]:
+            if (spot["path"], spot["line"], spot["metric"]) == (target.source, target.lines[name], "memory"):
+                self.assertIn(word, spot["advice"] or "")
+
     def assert_order(self, target, profile, *names, figure="alloc_bytes", interval="alloc_ci95"):
         """From the most to the least, as far as the profile claims to know."""
         rows = [self.line(profile, target, name) for name in names]
@@ -95,6 +101,8 @@ class Seed(LiveTest):
     def test_json_lines_read_whole(self, python):
         target, profile = self.measure(python, "json_lines", "before")
         self.assert_named(target, profile, "readlines", "documents")
+        self.assert_advice(target, profile, "readlines", "readlines()")
+        self.assert_advice(target, profile, "documents", "generator")
 
     @each_python(kinds=("system",))
     def test_json_lines_one_by_one(self, python):
@@ -121,6 +129,7 @@ class Seed(LiveTest):
         target, profile = self.measure(python, "frames", "before")
         self.assert_named(target, profile, "read", "column", "filter", "group")
         self.assert_order(target, profile, "read", "filter", "column")
+        self.assert_advice(target, profile, "read", "chunksize")
 
     @each_python(kinds=("system",))
     def test_data_frame_by_chunks(self, python):
