@@ -1,5 +1,5 @@
-/// show_sites PID: what find_sites() says, as `name value` lines; an Error on standard error with its exit
-/// code.
+/// show_sites PID [no-python]: what find_sites() says, as `name value` lines; an Error on standard error with
+/// its exit code. no-python: of any program, for its C library's part.
 #include <fmt/format.h>
 
 #include <cstdlib>
@@ -18,7 +18,7 @@ int main(int argc, char** argv) {
                                            "reallocate_mapping", "release",      "release_range"};
     constexpr std::string_view kGroups[] = {"malloc", "object", "mmap"};
     try {
-        const python::Runtime runtime = python::find_runtime(pid, memory);
+        const python::Runtime runtime = argc > 2 ? python::Runtime() : python::find_runtime(pid, memory);
         const std::uint64_t begin_ns = base::monotonic_ns();
         const probe::SiteMap map = probe::find_sites(pid, memory, runtime);
         const double took_ms = static_cast<double>(base::monotonic_ns() - begin_ns) / 1e6;

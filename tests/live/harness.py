@@ -601,6 +601,8 @@ def main():
     """Runs the tests of the calling file; exit code 77 (ctest: skipped) where every one was skipped."""
     if not os.access(MEMATTACH, os.X_OK):
         sys.exit(f"{MEMATTACH} is not there: build it, or set MEMATTACH")
+    # A shell's background job has SIGINT ignored, and what it starts would too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     program = unittest.main(
         exit=False, testRunner=unittest.TextTestRunner(resultclass=_Result, verbosity=2, stream=sys.stdout)
     )

@@ -4,6 +4,7 @@ interpreter: for every version, for LD_PRELOADed allocators, and for every setti
 import glob
 import os
 import pathlib
+import shutil
 import subprocess
 
 import harness
@@ -17,8 +18,8 @@ def preloadable(pattern):
 
 
 class Sites(LiveTest):
-    def show(self, target):
-        run = subprocess.run([SHOW_SITES, str(target.pid)], capture_output=True, text=True, timeout=60)
+    def show(self, target, *options):
+        run = subprocess.run([SHOW_SITES, str(target.pid), *options], capture_output=True, text=True, timeout=60)
         self.assertEqual(run.returncode, 0, run.stderr)
         found = {"sites": {}, "redirects": {}, "notes": []}
         for line in run.stdout.splitlines():
@@ -88,6 +89,23 @@ class Sites(LiveTest):
                 self.assertEqual(len(ours), 1)
                 self.assertIn(os.path.basename(os.path.realpath(library))[:12], os.path.realpath(ours[0].split()[-1]))
                 self.assertTrue(any("_Znwm" in s for s in found["sites"]["malloc"].values()), "operator new is its own")
+
+    def test_musl(self):
+        """Debian has musl's library, and no Python for it: the sites of a C program."""
+        library = "/lib/x86_64-linux-musl/libc.so"
+        if not os.path.exists(library) or not shutil.which("cc"):
+            self.skipTest(f"no {library} on this machine, or no C compiler")
+        program = f"{self.directory()}/program"
+        loader = "-Wl,--dynamic-linker=/lib/ld-musl-x86_64.so.1"
+        build = ["cc", "-nostdlib", "-nostartfiles", "-fno-stack-protector", "-pie", "-o", program]
+        subprocess.run([*build, harness.FIXTURES / "musl_program.c", library, loader], check=True)
+        target = self.start_command([program], ready=True)
+        found = self.show(target, "no-python")
+        self.assertEqual(found["malloc"], "musl")
+        self.check_malloc(target, found)
+        self.assertNotIn("object", found["sites"])
+        target.process.stdin.close()
+        self.assertTrue(target.read_json()["ok"])
 
     @each_python(kinds=("host",))
     def test_pythonmalloc(self, python):
