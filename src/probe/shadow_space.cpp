@@ -37,6 +37,7 @@ constexpr std::uint64_t kFaultNs = 30'000;
 constexpr std::uint64_t kCallNs = 500;
 /// More of them, and what they cost hides what is between them.
 constexpr std::uint64_t kMostCalls = 64;
+constexpr rlim_t kMostCpuSeconds = 20;
 constexpr std::uint64_t kArenaBytes = 1 << 30;
 constexpr std::uint64_t kReach = 0x70000000;  // a little less than a jump can do
 
@@ -145,10 +146,11 @@ ShadowSpace::ShadowSpace(const Options& options) {
     void* page = ::mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (page == MAP_FAILED) return;
     auto* ready = static_cast<std::uint32_t*>(page);
+    const pid_t keeper = getpid();
     // The descriptors are shared, so that what the child opens is open here: a userfaultfd belongs to the
     // memory of the process that made it.
     pid_ = static_cast<pid_t>(syscall(SYS_clone, CLONE_FILES | SIGCHLD, nullptr, nullptr, nullptr, nullptr));
-    if (pid_ == 0) become_shadow(options, ready);
+    if (pid_ == 0) become_shadow(options, keeper, ready);
     const std::uint64_t start = base::monotonic_ns();
     constexpr std::uint64_t kPatienceNs = 2'000'000'000;
     while (pid_ > 0 && __atomic_load_n(ready + 4, __ATOMIC_ACQUIRE) == 0) {
@@ -179,11 +181,14 @@ ShadowSpace::ShadowSpace(const Options& options) {
 }
 
 /// In the child. Nothing is allocated; whatever goes wrong ends it.
-void ShadowSpace::become_shadow(const Options& options, std::uint32_t* ready) const {
+void ShadowSpace::become_shadow(const Options& options, pid_t keeper, std::uint32_t* ready) const {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != keeper) _exit(0);  // it died before it could be told to
     prctl(PR_SET_NAME, "memattach-shadow");
     const rlimit none{0, 0};
     setrlimit(RLIMIT_CORE, &none);
+    const rlimit some_seconds{kMostCpuSeconds, kMostCpuSeconds};  // it is made anew long before
+    setrlimit(RLIMIT_CPU, &some_seconds);
     int fd = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY));
     if (fd < 0) fd = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
     uffdio_api api{};

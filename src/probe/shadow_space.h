@@ -94,7 +94,7 @@ class ShadowSpace {
   private:
     void layout_stubs(const Options& options);
     void map_room(std::span<const process::Mapping> mappings, std::span<const std::uint64_t> taken);
-    [[noreturn]] void become_shadow(const Options& options, std::uint32_t* ready) const;
+    [[noreturn]] void become_shadow(const Options& options, pid_t keeper, std::uint32_t* ready) const;
     bool write_code();
     void patch(std::uint64_t page, std::span<std::byte> content) const;
     std::uint64_t measure_empty_run();
