@@ -96,7 +96,7 @@ struct Row {
 
 struct Group {
     std::string path;
-    const Figures* figures = nullptr;
+    const Figures* figures = nullptr;  ///< of the file; nullptr where functions belong to none
     double memory_pct = 0, cpu_pct = 0;
     std::vector<Row> rows;
 };
@@ -161,6 +161,7 @@ class Table {
         for (const profile::FileRow& file : profile_.files) {
             if (!costs_anything(file.figures)) continue;
             const std::size_t group = group_at(file.path);
+            groups_[group].figures = &file.figures;
             groups_[group].memory_pct = file.figures.memory_pct.value_or(0);
             groups_[group].cpu_pct = file.figures.cpu_pct.value_or(0);
             for (const profile::LineRow& line : file.lines) {
@@ -205,7 +206,8 @@ class Table {
             return file.figures.wait_samples.value_or(0) > 0;
         });
         const double rate_hz = profile_.session.rate_hz;
-        columns_ = columns_for(cpu_, memory_, waits && rate_hz > 0 ? 1 / rate_hz : 0);
+        wait_period_s_ = waits && rate_hz > 0 ? 1 / rate_hz : 0;
+        columns_ = columns_for(cpu_, memory_, wait_period_s_);
         label_width_ = options_.functions ? 8 : 4;
         for (const Group& group : groups_) {
             for (const Row& row : group.rows) label_width_ = std::max(label_width_, columns_of(row.label));
@@ -247,6 +249,10 @@ class Table {
         }
         if (cpu_ && group.cpu_pct > 0 && (!memory_ || group.memory_pct == 0)) {
             share = fmt::format("{:.1f} % of CPU time", group.cpu_pct);
+        }
+        if (share.empty() && wait_period_s_ > 0 && group.figures != nullptr) {
+            const auto samples = static_cast<double>(group.figures->wait_samples.value_or(0));
+            share = fmt::format("{:.1f} s waited", samples * wait_period_s_);
         }
         const std::size_t width = std::min<std::size_t>(line_width(), 100);
         const std::size_t room = width > columns_of(share) + 2 ? width - columns_of(share) - 2 : 20;
@@ -382,6 +388,7 @@ class Table {
     std::vector<Column> columns_;
     std::vector<std::size_t> widths_;
     std::size_t label_width_ = 4;
+    double wait_period_s_ = 0;  ///< what a sample of a waiting thread stands for; 0: there are none
     std::size_t left_out_ = 0;
     double left_out_memory_ = 0, left_out_cpu_ = 0;
     bool first_group_ = true;

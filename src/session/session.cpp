@@ -178,7 +178,9 @@ void Run::add_timeline_point(std::uint64_t now_ns) {
     point.rss_bytes = processes_->rss_bytes();
     const double cpu_s = processes_->cpu_s();
     const double passed_s = static_cast<double>(now_ns - last_point_ns_) / 1e9;
-    if (passed_s > 0) point.cpu_pct = 100 * (cpu_s - last_cpu_s_) / passed_s;
+    // CPU time moves with the kernel's ticks: the moment that is left at the end has no share of its own.
+    constexpr double kLeastS = 0.03;
+    if (passed_s >= kLeastS) point.cpu_pct = 100 * (cpu_s - last_cpu_s_) / passed_s;
     last_cpu_s_ = cpu_s;
     last_point_ns_ = now_ns;
     if (point.rss_bytes) {

@@ -60,7 +60,8 @@ TEST_CASE("the table of a profile with memory has the design's columns, leak sus
     const auto has = [&](const char* text) { return table.find(text) != std::string::npos; };
     CHECK(table.starts_with("/srv/app/data_processor.py "));
     CHECK(has("100.0 % of allocated memory\n"));
-    CHECK(has(" Line | Memory % | Memory (MB) |  ± | Live (MB) |  ± | Peak (MB) |  CPU % | Python % | Code\n"));
+    CHECK(
+        has(" Line | Memory % | Memory (MB) |  ± | Live (MB) |  ± | Peak (MB) |  CPU % | Python % | Code\n"));
     CHECK(
         has("   12 |   63.2 % |       462.6 | 24 |       6.9 |  3 |       6.9 | 77.0 % |   66.5 % | "
             "result = [self.transform(r) for r in records]\n"));
@@ -117,12 +118,14 @@ TEST_CASE("waiting has a column, threads have a list, and rows of zeros are only
     const auto hot = builder.intern({s.frame("hot", "/app/a.py", 5)});
     const auto rare = builder.intern({s.frame("rare", "/app/rare.py", 6)});
     const auto waiting = builder.intern({s.frame("waiting", "/app/a.py", 9)});
+    const auto asleep = builder.intern({s.frame("asleep", "/app/b.py", 2)});
     for (int i = 0; i < 5000; ++i) builder.add(test::Scenario::sample(trace::CpuMode::python), hot);
     builder.add(test::Scenario::sample(trace::CpuMode::python), rare);
     trace::CpuSample wait = test::Scenario::sample(trace::CpuMode::unknown);
     wait.on_cpu = false;
     wait.tid = 8;
     for (int i = 0; i < 250; ++i) builder.add(wait, waiting);
+    for (int i = 0; i < 100; ++i) builder.add(wait, asleep);
     profile::Session session;
     session.engine_cpu = "perf";
     session.rate_hz = 100;
@@ -132,6 +135,8 @@ TEST_CASE("waiting has a column, threads have a list, and rows of zeros are only
     CHECK(has("Python % | Wait (s) | Code\n"));
     CHECK(has("    5 | 100.0 % | 0.1 | 100.0 % |  100.0 % |      0.0 | hot\n"));
     CHECK(has("    9 |   0.0 % | 0.1 |   0.0 % |          |      2.5 | waiting\n"));
+    CHECK(has("\n/app/b.py  "));
+    CHECK(has("  1.0 s waited\n Line |"));
     CHECK_FALSE(has("rare"));
     CHECK(has("… and 1 more line with 0.0 % of CPU time\n"));
     CHECK(has("Threads\n  100.0 % of CPU time  7 \"worker-1\"\n    0.0 % of CPU time  8 \"sleeper\"\n"));
