@@ -62,9 +62,9 @@ class NameReader {
         const auto self = thread_object(thread_state);
         const auto name = self ? attribute(*self, "_name") : self;
         if (!name || type_name(*name) != "str") return std::nullopt;
-        auto text = read_unicode(memory_, layout_, *name);
-        if (text && text->empty()) text.reset();
-        return text;
+        const auto text = read_unicode(memory_, layout_, *name);
+        if (!text || text->empty()) return std::nullopt;
+        return *text;
     }
 
   private:
