@@ -27,8 +27,8 @@ constexpr double kDense = 0.15;
 /// processor's work.
 constexpr double kCopyNs = 300e3;
 constexpr double kCopySpanNs = 40e6;
-/// What the state of a thread takes to read.
-constexpr double kFirstCopyCostNs = 200e3;
+/// For how long a thread is held for a shadow, before that is known.
+constexpr double kFirstCopyCostNs = 1e6;
 /// By how much the cost of a stop may be off, systematically.
 constexpr double kCostOffNs = 400;
 /// Own time that is not this many times as long as stops may be off is no measure of its window alone.
@@ -95,7 +95,8 @@ void GroupSchedule::plan_span(double own_now) {
     dense_ = window_id_ > 0 && density * (clock_.stop_cpu_ns() + StopClock::kColdNs) > kDense;
     copy_ = dense_ && copies_;
     if (copy_) {
-        span_ns_ = std::clamp(kFirstCopyCostNs / budget, kCopySpanNs, kLongestSpanNs);
+        const double copy_cost = copy_cost_.count > 0 ? copy_cost_.value : kFirstCopyCostNs;
+        span_ns_ = std::clamp(copy_cost / budget, kCopySpanNs, kLongestSpanNs);
         window_ns_ = kCopyNs;
         window_start_ =
             span_start_ + std::uniform_real_distribution<double>()(random_) * (span_ns_ - window_ns_);
@@ -311,6 +312,7 @@ GroupPlan GroupSchedule::step(Moment now) {
         }
         if (phase_ == Phase::after_window && !copy_pending_ && t >= span_start_ + span_ns_) {
             carried_ns_ += t - (span_start_ + span_ns_);
+            if (copy_) copy_cost_.add(window_stopped_, kRateMemory);
             plan_span(t);
         }
         if (phase_ == Phase::before_window) {

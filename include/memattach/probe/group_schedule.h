@@ -148,6 +148,7 @@ class GroupSchedule {
     double copy_span_ns_ = 0;           ///< what it stands for
     std::array<double, 32> befores_{};  ///< of the last windows: own time by the clock until their first hits
     std::size_t before_count_ = 0;
+    RunningMean copy_cost_;  ///< what such a window costs, ns
     double carried_ns_ = 0;  ///< spans whose windows came to nothing: the next one stands for them too
     RunningMean pooled_own_, pooled_hits_;  ///< by the clock
     std::uint64_t cut_windows_ = 0, copied_windows_ = 0, dense_windows_ = 0;
