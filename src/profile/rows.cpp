@@ -235,9 +235,9 @@ void RowMaker::write_files(Profile& profile, const Measured& measured) const {
             return a.line != b.line ? a.line < b.line : a.function < b.function;
         });
     }
-    profile.leaks =
-        find_leaks(candidates, measured.times,
-                   {measured.duration_s, options_.memory_limit_bytes, profile.totals.rss_end_bytes});
+    profile.leaks = find_leaks(candidates, measured.times,
+                               {measured.duration_s, options_.memory_limit_bytes,
+                                profile.totals.rss_end_bytes, rss_growth(profile.timeline)});
     std::stable_sort(profile.files.begin(), profile.files.end(), [](const FileRow& a, const FileRow& b) {
         const double ca = cost(a.figures);
         const double cb = cost(b.figures);
