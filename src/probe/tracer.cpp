@@ -197,12 +197,14 @@ void Tracer::handle(pid_t tid, int status) {
             resume(tid, 0, true);
             return;
         case PTRACE_EVENT_STOP:
+            thread.listens = false;
             if (thread.fresh) {
                 thread.fresh = false;
                 ptrace(PTRACE_SETOPTIONS, tid, nullptr, option_bits(kThreadOptions));
             }
             if ((signal == SIGSTOP || signal == SIGTSTP || signal == SIGTTIN || signal == SIGTTOU) &&
                 !detaching_) {
+                thread.listens = true;
                 ptrace(PTRACE_LISTEN, tid, nullptr, nullptr);  // stays stopped, as its sender wanted it
                 return;
             }
@@ -491,7 +493,8 @@ void Tracer::detach() {
         for (auto& [id, thread] : threads_) {
             const char state = state_of(id);
             if (state == 't') unsettled = true;
-            if (state != 'R') continue;
+            // One stopped from outside may have hit an int3 just before: the signal for it still waits.
+            if (state != 'R' && !thread.listens) continue;
             unsettled = true;
             if (!thread.interrupted) ptrace(PTRACE_INTERRUPT, id, nullptr, nullptr);
             thread.interrupted = true;

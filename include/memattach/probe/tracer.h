@@ -126,6 +126,7 @@ class Tracer {
     struct Thread {
         bool foreign = false;           ///< of another process that runs on the same memory (vfork)
         bool interrupted = false;       ///< PTRACE_INTERRUPT was sent while detaching
+        bool listens = false;           ///< in a stop that its process was sent, since PTRACE_LISTEN
         bool fresh = false;             ///< its first stop is still to come
         std::uint64_t skip_hit_at = 0;  ///< a hit here was served, then interrupted by a signal: not again
     };
