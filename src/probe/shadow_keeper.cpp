@@ -170,13 +170,13 @@ class Keeper {
 
     void sample(const ShadowWindow& window, double own_ns, double hits, double allocations) {
         if (!restore()) return;
-        sampler_.run(*space_, pages_, window, shared_.tid, hits, allocations);
+        sampler_.run(*space_, pages_, window, shared_.tid, own_ns, hits, allocations);
         for (const auto& sample : sampler_.events()) shared_.ring.write(sample.event, sample.frames);
         TraceEvent end;
         end.type = TraceEventType::window;
         end.window = window.id;
         end.time_ns = window.start_wall_ns;
-        end.address = base::monotonic_ns();
+        end.address = window.start_wall_ns + static_cast<std::uint64_t>(window.before_ns + own_ns);
         end.own_ns = static_cast<std::uint64_t>(window.before_ns + own_ns);
         end.span_own_ns = static_cast<std::uint64_t>(std::max(window.span_ns, window.before_ns + own_ns));
         end.own_spread = kShadowSpread;

@@ -54,6 +54,10 @@ double ShadowSampler::hits(std::size_t group, bool allocating_only) const {
     return sum;
 }
 
+std::uint64_t ShadowSampler::present_ns() const {
+    return static_cast<std::uint64_t>(start_ns_ + per_hit_ns_ * hits(group_));
+}
+
 /// Each hit stops with the same probability, whatever the others did.
 void ShadowSampler::draw(std::size_t group) {
     counters_.countdown[group] =
@@ -61,12 +65,13 @@ void ShadowSampler::draw(std::size_t group) {
 }
 
 void ShadowSampler::run(ShadowSpace& space, ShadowPages& pages, const ShadowWindow& window, pid_t tid,
-                        double hits, double allocations) {
+                        double own_ns, double hits, double allocations) {
     window_ = window;
     group_ = group_of(window.group);
     tid_ = tid;
     every_ = std::max(1.0, allocations / kSamples);
-    time_ns_ = window.start_wall_ns;
+    start_ns_ = static_cast<double>(window.start_wall_ns) + window.before_ns;
+    per_hit_ns_ = own_ns / std::max(hits, 1.0);
     call_.reset();
     live_.clear();
     events_.clear();
@@ -143,7 +148,7 @@ void ShadowSampler::begin(ShadowSpace& space, const PlannedSite& planned, double
     TraceEvent& event = call.sample.event;
     event.kind = site.group;
     event.tid = tid_;
-    event.time_ns = next_time();
+    event.time_ns = present_ns();
     event.size_bytes = own_bytes(site, requested_bytes(site, regs).value_or(0));
     event.sampling_bytes = sampling_bytes(event.size_bytes, probability);
     event.window = window_.id;
@@ -198,7 +203,7 @@ void ShadowSampler::end_block(std::uint64_t block) {
     Event end;
     end.event.type = TraceEventType::free;
     end.event.tid = tid_;
-    end.event.time_ns = next_time();
+    end.event.time_ns = present_ns();
     end.event.address = block;
     events_.push_back(std::move(end));
 }

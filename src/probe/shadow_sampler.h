@@ -42,8 +42,8 @@ class ShadowSampler {
     };
     /// `hits` and `allocations`: of the window's group, as counted before; only the first `hits` are looked
     /// at.
-    void run(ShadowSpace& space, ShadowPages& pages, const ShadowWindow& window, pid_t tid, double hits,
-             double allocations);
+    void run(ShadowSpace& space, ShadowPages& pages, const ShadowWindow& window, pid_t tid, double own_ns,
+             double hits, double allocations);
     [[nodiscard]] const std::vector<Event>& events() const { return events_; }
     /// Bytes that were asked for, estimated.
     [[nodiscard]] double bytes() const { return bytes_; }
@@ -68,7 +68,7 @@ class ShadowSampler {
     bool on_return(ShadowSpace& space, user_regs_struct regs);
     void end_block(std::uint64_t block);
     void read_stack(std::uint64_t pthread, Event& sample);
-    [[nodiscard]] std::uint64_t next_time() { return time_ns_ += 100; }
+    [[nodiscard]] std::uint64_t present_ns() const;
 
     const SiteMap& map_;
     std::span<const PlannedSite> sites_;
@@ -82,8 +82,9 @@ class ShadowSampler {
     ShadowWindow window_;
     std::size_t group_ = 0;
     pid_t tid_ = 0;
-    double every_ = 1;  ///< hits of allocating sites per stop
-    std::uint64_t time_ns_ = 0;
+    double every_ = 1;     ///< hits of allocating sites per stop
+    double start_ns_ = 0;  ///< on the monotonic clock, of the first hit
+    double per_hit_ns_ = 0;
     std::optional<Call> call_;
     std::unordered_map<std::uint64_t, std::uint64_t> live_;  ///< sampled blocks: their places in the table
     std::vector<Event> events_;
