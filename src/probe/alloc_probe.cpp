@@ -33,6 +33,7 @@ AllocProbe::AllocProbe(pid_t pid, const process::Memory& memory, const python::R
       reader_(memory, runtime, pid),
       thread_states_(memory, runtime, reader_),
       sampler_(options.seed),
+      random_(options.seed + 2),
       sites_(std::move(planned)) {
     live_.reserve(1 << 16);
     return_points_.reserve(4096);
@@ -117,7 +118,7 @@ void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& 
     drop_stale(thread, slot);
     const LastHit last = thread.last;
     thread.last = {index, slot, 0};
-    if (schedule_->group(site.group).is_windowed() && !in_window(tid, site.group, regs)) {
+    if (schedule_->group(site.group).is_windowed() && !in_window(site.group)) {
         hit_counts_ = false;
         return;
     }
@@ -297,6 +298,12 @@ void AllocProbe::release(pid_t tid, std::uint64_t block, std::uint64_t size_byte
 }
 
 void AllocProbe::on_thread_end(pid_t tid) {
+    if (tid == asked_tid_) {
+        asked_tid_ = 0;
+        static_cast<void>(schedule_->group(*shadow_of_).copy());
+        schedule_->group(*shadow_of_).copied({});
+        shadow_of_.reset();
+    }
     const auto thread = threads_.find(tid);
     if (thread == threads_.end()) return;
     for (const Call& call : thread->second.calls) tracer_->remove(call.return_address);

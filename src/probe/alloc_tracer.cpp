@@ -227,6 +227,13 @@ AllocTracerStats AllocTracer::stats() const {
             "blocks "
             "are not");
     }
+    constexpr double kFew = 0.1;
+    if (figures.malloc_windows.load() > 0 && out.coverage_malloc < kFew) {
+        out.notes.emplace_back(
+            "malloc went by windows: lines that allocate seldom, a few large blocks among many small ones, "
+            "may have "
+            "been missed");
+    }
     if (const auto lost = figures.lost_returns.load(); lost != 0) {
         out.notes.push_back(fmt::format("{} sampled allocations were not seen to return", lost));
     }

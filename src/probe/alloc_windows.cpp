@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <utility>
+
 #include "memattach/base/clock.h"
 #include "memattach/probe/alloc_probe.h"
 
@@ -16,6 +19,7 @@ void AllocProbe::apply_plan(std::uint64_t now_ns) {
     for (const auto kind : kKinds) {
         const GroupPlan& plan = plan_.of(kind);
         set_armed(kind, plan.armed);
+        if (plan.copy && kind != trace::AllocKind::mmap) ask_for_copy(kind);
         if (plan.window == 0 || plan.window == before.of(kind).window) continue;
         schedule_->group(kind).armed(moment(base::monotonic_ns()));
     }
@@ -29,16 +33,53 @@ void AllocProbe::apply_plan(std::uint64_t now_ns) {
 
 /// Hands a shadow's result to the group that asked for it.
 void AllocProbe::take_shadow() {
-    if (!shadow_of_) return;
+    if (!shadow_of_ || asked_tid_ != 0) return;
     const auto result = shadow_.take();
     if (!result) return;
     schedule_->group(*shadow_of_).copied(*result);
     shadow_of_.reset();
 }
 
-/// For a hit of a kind that goes by windows: whether it counts. The hit that finds the window over closes it,
-/// and so does the one at which a shadow takes over.
-bool AllocProbe::in_window(pid_t tid, trace::AllocKind kind, const user_regs_struct& regs) {
+/// Stops a thread that runs, so that a shadow takes over from there. Own time passes where threads run: each
+/// of them is as good.
+void AllocProbe::ask_for_copy(trace::AllocKind kind) {
+    if (asked_tid_ != 0 || shadow_of_) return;
+    const auto tid = tracer_->interrupt_running(random_);
+    if (!tid) return;
+    schedule_->group(kind).copy_asked(moment(base::monotonic_ns()));
+    asked_tid_ = *tid;
+    shadow_of_ = kind;
+}
+
+void AllocProbe::on_interrupted(pid_t tid, const user_regs_struct& regs, bool at_trap) {
+    if (tid != std::exchange(asked_tid_, 0) || !shadow_of_) return;
+    GroupSchedule& group = schedule_->group(*shadow_of_);
+    hit_.kind = *shadow_of_;
+    if (!group.is_copying()) {  // it took too long
+        shadow_of_.reset();
+    } else if (static_cast<std::int64_t>(regs.orig_rax) >= 0) {
+        group.copy_in_kernel(moment(base::monotonic_ns()));
+        shadow_of_.reset();
+    } else if (at_trap || is_inside_site(regs.rip)) {
+        static_cast<void>(group.copy());
+        group.copied({});
+        shadow_of_.reset();
+    } else {
+        shadow_.submit(group.copy(), tid, regs, tracer_->cpu());
+    }
+    apply_plan(base::monotonic_ns());
+}
+
+/// Among the bytes that the shadow's jump replaces, behind the first.
+bool AllocProbe::is_inside_site(std::uint64_t pc) const {
+    constexpr std::uint64_t kJumpBytes = 5;
+    return std::any_of(sites_.begin(), sites_.end(), [&](const PlannedSite& site) {
+        return pc > site.address && pc < site.address + kJumpBytes;
+    });
+}
+
+/// For a hit of a kind that goes by windows: whether it counts. The hit that finds the window over closes it.
+bool AllocProbe::in_window(trace::AllocKind kind) {
     GroupSchedule& group = schedule_->group(kind);
     const Moment now = moment(base::monotonic_ns());
     switch (group.arrive(now)) {
@@ -46,10 +87,6 @@ bool AllocProbe::in_window(pid_t tid, trace::AllocKind kind, const user_regs_str
             return true;
         case Arrival::ignore:
             return false;
-        case Arrival::copy:
-            shadow_.submit(group.copy(now), tid, regs, tracer_->cpu());
-            shadow_of_ = kind;
-            break;
         case Arrival::closing:
             group.close(now);
             break;

@@ -27,6 +27,8 @@ constexpr double kDense = 0.15;
 /// processor's work.
 constexpr double kCopyNs = 300e3;
 constexpr double kCopySpanNs = 40e6;
+/// A thread that has been asked to stop and doesn't for so long is let be.
+constexpr std::uint64_t kCopyPatienceNs = 20'000'000;
 /// For how long a thread is held for a shadow, before that is known.
 constexpr double kFirstCopyCostNs = 1e6;
 /// By how much the cost of a stop may be off, systematically.
@@ -104,11 +106,15 @@ void GroupSchedule::plan_span(double own_now) {
     phase_ = Phase::before_window;
 }
 
-void GroupSchedule::open_window(Moment now) {
+void GroupSchedule::begin_window(Moment now) {
     phase_ = Phase::in_window;
     ++window_id_;
     opened_wall_ns_ = now.wall_ns;
     window_stopped_ = 0;
+}
+
+void GroupSchedule::open_window(Moment now) {
+    begin_window(now);
     armed(now);
 }
 
@@ -140,34 +146,38 @@ double GroupSchedule::clocked_ns(double own_ns) const {
 bool GroupSchedule::is_over(double own_ns) const {
     if (window_stopped_ > kLongestWindowStopNs) return true;
     const double length = clocked_ns(own_ns);
-    if (copy_) return length >= window_ns_;
     if (!dense_) return length >= window_ns_ || window_hits_ > kSurprise;
     return window_hits_ >= kDenseHits || length >= kQuietWindows * window_ns_ + kQuietNs;
 }
 
 Arrival GroupSchedule::arrive(Moment now) {
-    if (phase_ != Phase::in_window) return Arrival::ignore;
+    if (phase_ != Phase::in_window || copy_) return Arrival::ignore;
     const bool fresh = std::exchange(fresh_, false);
     if (fresh && window_cpu_ns(now) < kPendingNs) return Arrival::ignore;
-    if (is_over(clock_.own_ns(now))) return Arrival::closing;
-    return copy_ ? Arrival::copy : Arrival::counts;
+    return is_over(clock_.own_ns(now)) ? Arrival::closing : Arrival::counts;
 }
 
-/// Arming a window costs the target's clock some microseconds that aren't its own: as much as the fewest that
-/// pass until a first hit, where hits are dense.
-double GroupSchedule::without_arming(double before_ns) {
-    befores_[before_count_++ % befores_.size()] = before_ns;
-    const std::size_t known = std::min(before_count_, befores_.size());
-    constexpr double kMostNs = 30e3;
-    return before_ns - std::min(*std::min_element(befores_.begin(), befores_.begin() + known), kMostNs);
+void GroupSchedule::copy_asked(Moment now) {
+    begin_window(now);
 }
 
-ShadowWindow GroupSchedule::copy(Moment now) {
-    const double before = std::clamp(without_arming(clocked_ns(clock_.own_ns(now))), 0.0, window_ns_);
+ShadowWindow GroupSchedule::copy() {
     phase_ = Phase::after_window;
     copy_pending_ = true;
     copy_span_ns_ = span_ns_ + carried_ns_;
-    return {window_id_, policy_.kinds.front(), before, window_ns_ - before, copy_span_ns_, opened_wall_ns_};
+    return {window_id_, policy_.kinds.front(), window_ns_, copy_span_ns_, opened_wall_ns_};
+}
+
+/// In proportion to how often that is so, it stands for the time that the program spends there.
+void GroupSchedule::copy_in_kernel(Moment now) {
+    phase_ = Phase::after_window;
+    Closed window;
+    window.id = window_id_;
+    window.start_wall_ns = opened_wall_ns_;
+    window.end_wall_ns = now.wall_ns;
+    window.start = window_start_ - span_start_;
+    window.span_ns = span_ns_ + std::exchange(carried_ns_, 0);
+    record(window, {kCopyNs, 0});
 }
 
 void GroupSchedule::copied(const ShadowResult& result) {
@@ -199,8 +209,7 @@ void GroupSchedule::close(Moment now) {
     const bool cut = window_stopped_ > kLongestWindowStopNs && clocked < window_ns_;
     // The end of a window that wasn't ended by its hits lay between the last that counted and this moment: it
     // was exactly as long as planned.
-    end_by_clock(
-        now, (dense_ && !copy_) || window_hits_ > kSurprise ? clocked : std::min(clocked, window_ns_), cut);
+    end_by_clock(now, dense_ || window_hits_ > kSurprise ? clocked : std::min(clocked, window_ns_), cut);
 }
 
 void GroupSchedule::end_by_clock(Moment now, double clocked, bool cut) {
@@ -302,13 +311,18 @@ GroupPlan GroupSchedule::step(Moment now) {
     if (always_) review_always(now);
     const double t = clock_.own_ns(now);
     if (!always_) {
-        if (phase_ == Phase::in_window) {
+        if (phase_ == Phase::in_window && copy_) {
+            if (now.wall_ns - opened_wall_ns_ > kCopyPatienceNs) {  // it doesn't stop
+                static_cast<void>(copy());
+                copied({});
+            }
+        } else if (phase_ == Phase::in_window) {
             // A dense window is ended by the hit behind its last one, which finds the thread stopped.
             const double length = clocked_ns(t);
             const bool quiet =
-                dense_ && !copy_ ? length >= kQuietWindows * window_ns_ + kQuietNs : length >= window_ns_;
+                dense_ ? length >= kQuietWindows * window_ns_ + kQuietNs : length >= window_ns_;
             if (quiet || window_stopped_ > kLongestWindowStopNs)
-                end_by_clock(now, copy_ ? std::min(length, window_ns_) : length, length < window_ns_);
+                end_by_clock(now, length, length < window_ns_);
         }
         if (phase_ == Phase::after_window && !copy_pending_ && t >= span_start_ + span_ns_) {
             carried_ns_ += t - (span_start_ + span_ns_);
@@ -316,20 +330,22 @@ GroupPlan GroupSchedule::step(Moment now) {
             plan_span(t);
         }
         if (phase_ == Phase::before_window) {
-            if (t >= window_start_ && (!copy_ || copy_ready_)) open_window(now);
+            plan.copy = copy_ && copy_ready_ && t >= window_start_;
+            if (t >= window_start_ && !copy_) open_window(now);
         }
     }
-    const bool open = !always_ && phase_ == Phase::in_window;
+    const bool open = !always_ && phase_ == Phase::in_window && !copy_;
     plan.armed = always_ || open;
     plan.window = open ? window_id_ : 0;
     // Own time passes no faster than wall time on one CPU; more threads only make step() come late, which
     // moves a window but doesn't make it longer than it says.
     const double next = always_                          ? t + kReviewOwnNs
                         : phase_ == Phase::before_window ? window_start_
-                        : phase_ == Phase::in_window
-                            ? window_opened_ + window_ns_ + (dense_ && !copy_ ? kQuietNs : 0)
-                            : span_start_ + span_ns_;
-    plan.wake_ns = now.wall_ns + static_cast<std::uint64_t>(std::clamp(next - t, 1e3, 20e6));
+                        : phase_ == Phase::in_window ? window_opened_ + window_ns_ + (dense_ ? kQuietNs : 0)
+                                                     : span_start_ + span_ns_;
+    // Until a thread runs, or the shadow is free, there is nothing to do but to look again.
+    const double soonest = copy_ && !always_ ? 500e3 : 1e3;
+    plan.wake_ns = now.wall_ns + static_cast<std::uint64_t>(std::clamp(next - t, soonest, 20e6));
     return plan;
 }
 
@@ -346,7 +362,7 @@ void GroupSchedule::finish(Moment now) {
     const double own_now = clock_.own_ns(now);
     if (always_) {
         settle_always(now);
-    } else if (phase_ == Phase::in_window) {
+    } else if (phase_ == Phase::in_window && !copy_) {
         span_ns_ = std::max(own_now - span_start_, 1.0);
         end_by_clock(now, clocked_ns(own_now), false);
     }

@@ -20,6 +20,7 @@ namespace {
 constexpr double kWarmShare = 1.5;
 /// What a stub adds to a hit, among other instructions that don't wait for it.
 constexpr double kStubNs = 1.2;
+constexpr double kShortestNs = 20'000;
 /// What starting and stopping costs isn't known to better than this.
 constexpr double kUnsureNs = 1'000;
 /// So often the shadow is made anew, to forget the pages that aren't touched any more.
@@ -113,7 +114,7 @@ class Keeper {
         counters_.watched.fill(ShadowCounters::kNobody);
         counters_.countdown = {ShadowCounters::kNever, ShadowCounters::kNever};
         counters_.big_bytes = ShadowCounters::kNever;
-        const double rest_ns = std::clamp(window.rest_ns, 0.0, 10e6);
+        const double rest_ns = std::clamp(window.own_ns, 0.0, 10e6);
         choose_cpu();
         const std::size_t brought_before = pages_.brought();
         space_->begin_state();
@@ -137,10 +138,13 @@ class Keeper {
         const bool misses_page = run.end == ShadowSpace::End::missing_page;
         complete = !misses_page && pages_.brought() == brought_before ? complete + 1 : 0;
         // Forged counters can't say more than a processor can do.
-        const bool plausible = hits > 0 && hits < 1e3 + own_ns && own_ns > -kUnsureNs;
+        const bool plausible = hits < 1e3 + own_ns && own_ns > -kUnsureNs;
         const bool undisturbed = pages_.brought() - brought <= kFewPages;
-        if (plausible && undisturbed && !misses_page)
-            sample(window, std::max(own_ns, 0.0), hits, allocations);
+        // What comes behind a page that couldn't be read in time isn't known. The window stays one: leaving
+        // out all those in which a program goes through fresh memory would leave out what it allocates for
+        // that. A few microseconds must not stand for a span, though.
+        const double told_ns = std::max(own_ns, misses_page ? std::min(rest_ns, kShortestNs) : 0);
+        if (plausible && undisturbed) sample(window, told_ns, hits, allocations);
     }
 
     /// Next to the shadow, each waking the other, and not where the tracing process waits.
@@ -176,9 +180,9 @@ class Keeper {
         end.type = TraceEventType::window;
         end.window = window.id;
         end.time_ns = window.start_wall_ns;
-        end.address = window.start_wall_ns + static_cast<std::uint64_t>(window.before_ns + own_ns);
-        end.own_ns = static_cast<std::uint64_t>(window.before_ns + own_ns);
-        end.span_own_ns = static_cast<std::uint64_t>(std::max(window.span_ns, window.before_ns + own_ns));
+        end.address = window.start_wall_ns + static_cast<std::uint64_t>(own_ns);
+        end.own_ns = static_cast<std::uint64_t>(own_ns);
+        end.span_own_ns = static_cast<std::uint64_t>(std::max(window.span_ns, own_ns));
         end.own_spread = kShadowSpread;
         for (const auto kind : {trace::AllocKind::malloc, trace::AllocKind::mmap, trace::AllocKind::object}) {
             if (group_of(kind) != group_of(window.group)) continue;
@@ -186,7 +190,7 @@ class Keeper {
             shared_.ring.write(end, {});
         }
         shared_.samples.fetch_add(sampler_.events().size(), std::memory_order_relaxed);
-        shared_.result = {true, window.before_ns + own_ns, hits, sampler_.bytes()};
+        shared_.result = {true, own_ns, hits, sampler_.bytes()};
     }
 
     /// It went where nothing was mapped when the space was made: perhaps something is by now.

@@ -12,7 +12,7 @@ namespace {
 constexpr double kSamples = 48;
 /// Larger ones are all looked at: they are few, and the bytes are theirs.
 constexpr std::uint64_t kBigBytes = 32 * 1024;
-constexpr std::uint64_t kLongestNs = 30'000'000;
+constexpr std::uint64_t kLongestNs = 10'000'000;
 constexpr std::size_t kMostEvents = 1024;
 
 /// The R (trace::Alloc::sampling_bytes) with which a block of `size_bytes` is kept with `probability`.
@@ -70,7 +70,7 @@ void ShadowSampler::run(ShadowSpace& space, ShadowPages& pages, const ShadowWind
     group_ = group_of(window.group);
     tid_ = tid;
     every_ = std::max(1.0, allocations / kSamples);
-    start_ns_ = static_cast<double>(window.start_wall_ns) + window.before_ns;
+    start_ns_ = static_cast<double>(window.start_wall_ns);
     per_hit_ns_ = own_ns / std::max(hits, 1.0);
     call_.reset();
     live_.clear();
@@ -82,11 +82,12 @@ void ShadowSampler::run(ShadowSpace& space, ShadowPages& pages, const ShadowWind
     counters_.big_bytes = group_ == 0 ? kBigBytes : ShadowCounters::kNever;
     counters_.watched.fill(ShadowCounters::kNobody);
     const std::uint64_t start_ns = base::monotonic_ns();
-    while (true) {
+    const auto longest_ns = kLongestNs + static_cast<std::uint64_t>(2 * own_ns);
+    while (allocations > 0) {
         const std::uint64_t passed_ns = base::monotonic_ns() - start_ns;
-        if (passed_ns > kLongestNs || events_.size() > kMostEvents) break;
+        if (passed_ns > longest_ns || events_.size() > kMostEvents) break;
         const auto run =
-            space.run(kLongestNs - passed_ns, [&](std::uint64_t page) { return pages.bring(space, page); });
+            space.run(longest_ns - passed_ns, [&](std::uint64_t page) { return pages.bring(space, page); });
         if (run.end != ShadowSpace::End::stopped || this->hits(group_) > hits) break;
         const auto regs = space.registers();
         if (!regs) break;

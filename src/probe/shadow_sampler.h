@@ -83,7 +83,7 @@ class ShadowSampler {
     std::size_t group_ = 0;
     pid_t tid_ = 0;
     double every_ = 1;     ///< hits of allocating sites per stop
-    double start_ns_ = 0;  ///< on the monotonic clock, of the first hit
+    double start_ns_ = 0;  ///< of the window, on the monotonic clock
     double per_hit_ns_ = 0;
     std::optional<Call> call_;
     std::unordered_map<std::uint64_t, std::uint64_t> live_;  ///< sampled blocks: their places in the table

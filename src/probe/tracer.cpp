@@ -208,6 +208,12 @@ void Tracer::handle(pid_t tid, int status) {
                 ptrace(PTRACE_LISTEN, tid, nullptr, nullptr);  // stays stopped, as its sender wanted it
                 return;
             }
+            if (std::exchange(thread.asked, false) && !detaching_) {
+                user_regs_struct regs{};
+                if (ptrace(PTRACE_GETREGS, tid, nullptr, &regs) != 0) return;
+                client_.on_interrupted(tid, regs, trap_pending(tid, regs));
+                follow_cpu(tid, stop_start_ns_);
+            }
             resume(tid, 0, true);
             return;
         default:
@@ -449,6 +455,21 @@ void Tracer::follow_cpu(pid_t tid, std::uint64_t now_ns) {
         companion_cpu_ = *cpu;
         sched_setaffinity(companion, sizeof set, &set);
     }
+}
+
+std::optional<pid_t> Tracer::interrupt_running(std::mt19937_64& random) {
+    if (threads_.empty()) return std::nullopt;
+    // From a random one on, in the table's own order.
+    auto at = std::next(threads_.begin(), static_cast<std::ptrdiff_t>(random() % threads_.size()));
+    for (std::size_t i = 0; i < threads_.size(); ++i, ++at) {
+        if (at == threads_.end()) at = threads_.begin();
+        auto& [tid, thread] = *at;
+        if (thread.foreign || thread.fresh || thread.asked || state_of(tid) != 'R') continue;
+        if (ptrace(PTRACE_INTERRUPT, tid, nullptr, nullptr) != 0) continue;
+        thread.asked = true;
+        return tid;
+    }
+    return std::nullopt;
 }
 
 std::uint64_t Tracer::own_time_ns() const {

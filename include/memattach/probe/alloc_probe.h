@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <random>
 #include <unordered_map>
 #include <vector>
 
@@ -47,6 +48,7 @@ class AllocProbe final : public TracerClient {
     void on_hit(pid_t tid, std::uint64_t address, std::uint64_t tag, const user_regs_struct& regs) override;
     bool wants_null_trap() override;
     void on_null_trap(std::uint64_t thread_ns, std::uint64_t wall_ns) override;
+    void on_interrupted(pid_t tid, const user_regs_struct& regs, bool at_trap) override;
     void on_resumed(std::uint64_t stopped_ns, bool hit) override;
     void on_thread_end(pid_t tid) override;
     void on_child(pid_t child) override;
@@ -87,7 +89,9 @@ class AllocProbe final : public TracerClient {
     void apply_plan(std::uint64_t now_ns);
     void send_windows();
     void take_shadow();
-    [[nodiscard]] bool in_window(pid_t tid, trace::AllocKind kind, const user_regs_struct& regs);
+    void ask_for_copy(trace::AllocKind kind);
+    [[nodiscard]] bool is_inside_site(std::uint64_t pc) const;
+    [[nodiscard]] bool in_window(trace::AllocKind kind);
     void on_entry(pid_t tid, std::size_t index, const user_regs_struct& regs);
     void on_return(pid_t tid, std::uint64_t address, const user_regs_struct& regs);
     void begin_call(pid_t tid, std::size_t index, const user_regs_struct& regs, Call call);
@@ -112,9 +116,11 @@ class AllocProbe final : public TracerClient {
     python::StackReader reader_;
     ThreadStates thread_states_;
     ByteSampler sampler_;
+    std::mt19937_64 random_;
     std::optional<Schedule> schedule_;
     CpuOccupants occupants_;
     Plan plan_;
+    pid_t asked_tid_ = 0;                        ///< being stopped for a shadow
     std::optional<trace::AllocKind> shadow_of_;  ///< for whom the shadow is at work
     std::vector<PlannedSite> sites_;
     std::array<bool, 3> armed_{};  ///< by AllocKind

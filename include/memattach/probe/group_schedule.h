@@ -2,7 +2,6 @@
 /// at random places of the target's own time. Schedule (schedule.h) has one of these for each group.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <optional>
 #include <random>
@@ -20,13 +19,15 @@ enum class Arrival : std::uint8_t {
     counts,
     ignore,   ///< it trapped before everything was armed, or after the window
     closing,  ///< the window's time was over before it: close the window, don't count it
-    copy,     ///< a shadow takes over here: ask for copy()
 };
 
 struct GroupPlan {
     bool armed = false;
     /// For Alloc::window where the group goes by windows; 0: no window is open.
     std::uint64_t window = 0;
+    /// A shadow should take over a thread that runs, as soon as there is one: copy_asked() when it is being
+    /// stopped for that.
+    bool copy = false;
     std::uint64_t wake_ns = 0;  ///< as Plan::wake_ns
 };
 
@@ -66,8 +67,11 @@ class GroupSchedule {
     [[nodiscard]] bool wants_copy() const { return copy_ && phase_ == Phase::before_window; }
     /// A window for a shadow is open, or a shadow at work.
     [[nodiscard]] bool is_copying() const { return copy_pending_ || (copy_ && phase_ == Phase::in_window); }
-    /// Ends the window here; a shadow goes on with what is returned. copied() says what came of it.
-    [[nodiscard]] ShadowWindow copy(Moment now);
+    void copy_asked(Moment now);
+    /// The thread has stopped: what a shadow is to do. copied() says what came of it.
+    [[nodiscard]] ShadowWindow copy();
+    /// It was found in the kernel, where nothing is allocated: a window without hits.
+    void copy_in_kernel(Moment now);
     void copied(const ShadowResult& result);
 
     [[nodiscard]] double sampling_bytes() const;
@@ -107,7 +111,7 @@ class GroupSchedule {
     void record(const Closed& window, Length length);
     void learn_density(double hits, double bytes, double own_ns);
     [[nodiscard]] double window_cpu_ns(Moment now) const;
-    double without_arming(double before_ns);
+    void begin_window(Moment now);
     void review_always(Moment now);
     void settle_always(Moment now);
     [[nodiscard]] double stops_in_window() const;
@@ -143,13 +147,11 @@ class GroupSchedule {
     bool dense_ = false;  ///< the window is planned for hits so dense that the CPU clock can't tell its time
     // windows that are spent by a shadow
     bool copies_ = false, copy_ready_ = false;
-    bool copy_ = false;                 ///< the present window is one
-    bool copy_pending_ = false;         ///< its result is awaited
-    double copy_span_ns_ = 0;           ///< what it stands for
-    std::array<double, 32> befores_{};  ///< of the last windows: own time by the clock until their first hits
-    std::size_t before_count_ = 0;
-    RunningMean copy_cost_;  ///< what such a window costs, ns
-    double carried_ns_ = 0;  ///< spans whose windows came to nothing: the next one stands for them too
+    bool copy_ = false;          ///< the present window is one
+    bool copy_pending_ = false;  ///< its result is awaited
+    double copy_span_ns_ = 0;    ///< what it stands for
+    RunningMean copy_cost_;      ///< what such a window costs, ns
+    double carried_ns_ = 0;      ///< spans whose windows came to nothing: the next one stands for them too
     RunningMean pooled_own_, pooled_hits_;  ///< by the clock
     std::uint64_t cut_windows_ = 0, copied_windows_ = 0, dense_windows_ = 0;
 };

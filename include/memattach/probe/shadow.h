@@ -3,26 +3,23 @@
 /// A stop costs a thread some 4 µs of its own CPU time and leaves its caches cold. Where 50 ns of its own lie
 /// between two allocations, stopping at each of them shows which they are, but not how much of the program's
 /// time has passed: not by any clock of the machine, short of a counter of instructions, which virtual
-/// machines rarely have. So the program itself isn't stopped more than once. While a thread stands at a hit,
-/// its registers and the pages that its code is known to touch are read; it goes on, and what it does next is
-/// executed once more, in a process of our own that has these pages at the same addresses. There a counter is
-/// put in front of every allocation function, and any number of allocations can be stopped at:
+/// machines rarely have. So the program itself isn't stopped more than once a window: at a random moment, any
+/// thread that runs. Its registers and the pages that its code is known to touch are read; it goes on, and
+/// what it does next is executed once more, in a process of our own that has these pages at the same
+/// addresses. There a counter is put in front of every allocation function, and any number of allocations can
+/// be stopped at:
 ///
-///     tracing process            keeper                                 shadow
-///     at a hit: registers;   →   reads the pages that are known,    →   runs the target's code, for some 100
-///     µs, the thread is held         sets the registers, lets it go,        to the first system call or
-///     fault
-///                                brings pages that are missing
-///     the thread goes on     ←   … and lets it go again from the    →   the same, at the processor's own
-///     speed
-///                                same state: to count and to time
-///                                … and to look at some of the       →   the same, stopping at some
-///                                allocations                            allocations
-///     hits and their own     ←   samples, their window
-///     time
+///     tracing process        keeper                             shadow
+///     a thread's registers → reads the pages that it knows,   → runs what comes next, up to the first
+///     (the thread is held)   sets the registers, lets it go;    system call or fault
+///                            brings the pages that it misses
+///     the thread goes on   ← and lets it go again, to count   → the same
+///                            and to time;
+///                            and to look at some allocations  → the same, stopping at them
+///     hits and own time    ← samples, their window
 ///
 /// The result is a window as one in the target itself would be: a stretch of own time of known length at a
-/// random place, the allocations that were sampled in it, and those of them that were freed in it.
+/// random moment, the allocations that were sampled in it, and those of them that were freed in it.
 ///
 /// The shadow can do nothing but compute. It has no memory in common with the target, it is traced with
 /// PTRACE_SYSEMU, so that no system call of it is executed, and under seccomp's strict mode beside; it dies
@@ -55,9 +52,8 @@ struct PatchTable;
 struct ShadowWindow {
     std::uint64_t id = 0;
     trace::AllocKind group = trace::AllocKind::malloc;  ///< malloc (with mmap) or object
-    double before_ns = 0;  ///< own time since the window began, until the hit at which the shadow starts
-    double rest_ns = 0;    ///< how much of the window is left
-    double span_ns = 0;    ///< what it stands for
+    double own_ns = 0;                                  ///< how long it is to be
+    double span_ns = 0;                                 ///< what it stands for
     std::uint64_t start_wall_ns = 0;
 };
 

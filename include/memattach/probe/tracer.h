@@ -25,6 +25,7 @@
 #include <atomic>
 #include <cstdint>
 #include <optional>
+#include <random>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -65,6 +66,9 @@ class TracerClient {
     /// `wall_ns` from its continuation to the return of waitpid.
     virtual bool wants_null_trap() = 0;
     virtual void on_null_trap(std::uint64_t thread_ns, std::uint64_t wall_ns) = 0;
+    /// The thread that interrupt_running() named has stopped, and goes on when this returns. `at_trap`: it
+    /// has executed one of our int3s, and the signal for it is still to come.
+    virtual void on_interrupted(pid_t tid, const user_regs_struct& regs, bool at_trap) = 0;
     /// A stop is over, and was `stopped_ns` long from the return of waitpid on. `hit`: on_hit() was called.
     virtual void on_resumed(std::uint64_t stopped_ns, bool hit) = 0;
     virtual void on_thread_end(pid_t tid) = 0;
@@ -116,6 +120,9 @@ class Tracer {
     /// The processor time that all threads of the target have used, in the kernel's precise accounting.
     [[nodiscard]] std::uint64_t own_time_ns() const;
     [[nodiscard]] const StopStats& stats() const { return stats_; }
+    /// Asks a thread to stop that runs at present, any of them; one that sleeps isn't disturbed. Nothing
+    /// where none runs.
+    std::optional<pid_t> interrupt_running(std::mt19937_64& random);
     /// The processor that this process has pinned itself to; −1: none yet.
     [[nodiscard]] int cpu() const { return cpu_; }
     /// When waitpid returned with the stop that is being served.
@@ -127,6 +134,7 @@ class Tracer {
         bool foreign = false;           ///< of another process that runs on the same memory (vfork)
         bool interrupted = false;       ///< PTRACE_INTERRUPT was sent while detaching
         bool listens = false;           ///< in a stop that its process was sent, since PTRACE_LISTEN
+        bool asked = false;             ///< by interrupt_running()
         bool fresh = false;             ///< its first stop is still to come
         std::uint64_t skip_hit_at = 0;  ///< a hit here was served, then interrupted by a signal: not again
     };

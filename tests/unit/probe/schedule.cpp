@@ -64,7 +64,7 @@ Result run(const std::function<Step()>& program, double own_s, probe::SchedulePo
         std::map<int, double> lines;
     } shadow;
     const auto end_shadow = [&] {
-        const double length = shadow.window.before_ns + shadow.window.rest_ns;
+        const double length = shadow.window.own_ns;
         for (const auto& [line, bytes] : shadow.lines)
             result.estimate[line] += bytes * shadow.window.span_ns / length;
         schedule.group(shadow.window.group).copied({true, length, shadow.hits, shadow.bytes});
@@ -88,6 +88,12 @@ Result run(const std::function<Step()>& program, double own_s, probe::SchedulePo
             const probe::GroupPlan& group = plan.of(kind);
             if (group.window != 0 && group.window != before.of(kind).window)
                 schedule.group(kind).armed(now());
+            if (!group.copy || shadow.runs) continue;
+            schedule.group(kind).copy_asked(now());
+            const probe::ShadowWindow window = schedule.group(kind).copy();
+            shadow = {true, window, own + window.own_ns, 0, 0, {}};
+            wall += costs.copy_ns;
+            schedule.other_stop(kind, static_cast<std::uint64_t>(costs.copy_ns));
         }
         settle();
     };
@@ -126,12 +132,6 @@ Result run(const std::function<Step()>& program, double own_s, probe::SchedulePo
             const probe::Arrival arrival = group.arrive(now());
             counts = arrival == probe::Arrival::counts;
             if (arrival == probe::Arrival::closing) group.close(now());
-            if (arrival == probe::Arrival::copy) {
-                const probe::ShadowWindow window = group.copy(now());
-                shadow = {true, window, own + window.rest_ns, 1, next.bytes, {{next.line, next.bytes}}};
-                wall += costs.copy_ns;
-                schedule.other_stop(next.kind, static_cast<std::uint64_t>(costs.copy_ns));
-            }
         }
         keep = keep && counts;
         const double stopped = costs.stopped_ns + (keep ? costs.sample_ns : 0);

@@ -16,6 +16,7 @@
 #include <atomic>
 #include <cstring>
 #include <functional>
+#include <random>
 #include <thread>
 #include <vector>
 
@@ -59,9 +60,10 @@ std::uint64_t address_of(Function function) {
 /// Memory that the three processes of a test share.
 struct Shared {
     probe::PatchTable patches;
-    std::atomic<std::uint64_t> hits, foreign_values, stops, steps, children, ready, thread_ends;
+    std::atomic<std::uint64_t> interrupted, hits, foreign_values, stops, steps, children, ready, thread_ends;
     std::atomic<std::uint64_t> stop_after_hits;  ///< the tracer detaches then; 0: it stays to the end
-    std::atomic<bool> attached, attach_failed, detached, plant_again;
+    std::atomic<std::uint64_t> asked;
+    std::atomic<bool> interrupts, attached, attach_failed, detached, plant_again;
     std::atomic<std::uint64_t> signals, values_sum, group_stops;
 };
 
@@ -71,20 +73,25 @@ class Counter final : public probe::TracerClient {
     void on_hit(pid_t, std::uint64_t, std::uint64_t, const user_regs_struct&) override { ++shared_.hits; }
     bool wants_null_trap() override { return shared_.hits % 64 == 63; }
     void on_null_trap(std::uint64_t, std::uint64_t) override {}
+    void on_interrupted(pid_t, const user_regs_struct&, bool) override { ++shared_.interrupted; }
     void on_resumed(std::uint64_t, bool) override {}
     void on_thread_end(pid_t) override { ++shared_.thread_ends; }
     void on_child(pid_t) override { ++shared_.children; }
     void on_exec() override {}
     bool on_leader_exit() override { return false; }
     std::uint64_t on_time(std::uint64_t now_ns, bool& keep_running) override {
+        if (tracer != nullptr && shared_.interrupts && tracer->interrupt_running(random_)) ++shared_.asked;
         const std::uint64_t limit = shared_.stop_after_hits;
         if (limit != 0 && shared_.hits >= limit) keep_running = false;
         return now_ns + 1'000'000;
     }
     bool leader_may_go() override { return true; }
 
+    probe::Tracer* tracer = nullptr;
+
   private:
     Shared& shared_;
+    std::mt19937_64 random_{1};
 };
 
 /// Runs `target` in one process, traced by another one with a breakpoint on `function`; returns the target's
@@ -106,6 +113,7 @@ int run_traced(Shared& shared, Function function, const std::function<int()>& ta
         try {
             Counter counter(shared);
             probe::Tracer tracer(child, shared.patches, counter);
+            counter.tracer = &tracer;
             tracer.attach();
             std::array<std::byte, 32> bytes;
             std::memcpy(bytes.data(), reinterpret_cast<const void*>(function), bytes.size());
@@ -184,6 +192,24 @@ TEST_CASE("every call is seen and every result is right") {
         CHECK(memory.shared->hits.load() == 3000);
         CHECK((memory.shared->steps > 0) == (function == memattach_test_vector));
     }
+}
+
+TEST_CASE("a thread that runs is stopped on request, and comes to no harm") {
+    if (!ptrace_permitted()) return;
+    SharedMemory memory;
+    Shared& shared = *memory.shared;
+    shared.interrupts = true;
+    const int status = run_traced(shared, memattach_test_push, [&] {
+        long sum = 0;
+        while (shared.interrupted < 50) {
+            for (long i = 0; i < 1'000; ++i) sum += i;
+        }
+        return sum % 499'500 == 0 ? call_many(memattach_test_push, 100) : 1;
+    });
+    CHECK(status == 0);
+    CHECK(shared.hits.load() == 100);
+    CHECK(shared.interrupted.load() >= 50);
+    CHECK(shared.asked.load() >= shared.interrupted.load());
 }
 
 TEST_CASE("threads, also those that come while armed") {
