@@ -26,7 +26,7 @@ constexpr double kDense = 0.15;
 /// A window that a shadow spends, and the shortest span for one: a shadow is some milliseconds of another
 /// processor's work.
 constexpr double kCopyNs = 300e3;
-constexpr double kCopySpanNs = 40e6;
+constexpr double kCopySpanNs = 4e6;
 /// A thread that has been asked to stop and doesn't for so long is let be.
 constexpr std::uint64_t kCopyPatienceNs = 20'000'000;
 /// For how long a thread is held for a shadow, before that is known.

@@ -41,7 +41,7 @@ class Keeper {
           shared_(shared),
           counters_(counters),
           unmapped_(unmapped),
-          pages_(memory_, patches, shared),
+          pages_(memory_, patches, map.redirects, shared),
           sampler_(target, memory_, runtime, map, sites, counters) {
         CPU_ZERO(&allowed_);
         sched_getaffinity(0, sizeof allowed_, &allowed_);

@@ -41,6 +41,7 @@ void ShadowPages::begin_state() {
         first += target_.read_pieces(std::span(pieces_).subspan(first));
         if (first < pieces_.size()) std::memset(pieces_[first++].out.data(), 0, kPage);
     }
+    for (const process::Memory::Piece& piece : pieces_) redirect(piece.from.value(), piece.out);
 }
 
 bool ShadowPages::is_held() const {
@@ -95,11 +96,22 @@ bool ShadowPages::bring_data(ShadowSpace& space, std::uint64_t page, std::size_t
     } else if (!read) {
         return false;
     }
+    redirect(page, contents);
     if (!space.fill_data(page, contents)) return false;
     for (std::size_t i = 0; i < count; ++i) data_[page + i * kPage] = contents.data() + i * kPage;
     for (std::size_t i = 0; i < count && count <= kFirstAhead && states_ <= kFirstRuns; ++i)
         core_.insert(page + i * kPage);
     return true;
+}
+
+void ShadowPages::redirect(std::uint64_t page, std::span<std::byte> contents) const {
+    for (const Redirect& r : redirects_) {
+        const std::uint64_t offset = r.slot.value() - page;
+        if (offset > contents.size() - sizeof r.original) continue;
+        std::uint64_t value = 0;
+        std::memcpy(&value, contents.data() + offset, sizeof value);
+        if (value == r.original) std::memcpy(contents.data() + offset, &r.alias, sizeof r.alias);
+    }
 }
 
 bool ShadowPages::bring_constant(ShadowSpace& space, std::uint64_t page) {

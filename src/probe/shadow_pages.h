@@ -24,8 +24,10 @@ namespace memattach::probe {
 /// constants are read once.
 class ShadowPages {
   public:
-    ShadowPages(const process::Memory& target, const PatchTable& patches, ShadowShared& shared)
-        : target_(target), patches_(patches), shared_(shared) {}
+    /// `redirects`: pointers that the shadow's copy holds the other way round (Redirect), always.
+    ShadowPages(const process::Memory& target, const PatchTable& patches, std::span<const Redirect> redirects,
+                ShadowShared& shared)
+        : target_(target), patches_(patches), redirects_(redirects), shared_(shared) {}
 
     /// The space is a new one and holds nothing: brings what is likely to be needed.
     void begin_space(ShadowSpace& space, std::span<const process::Mapping> mappings);
@@ -50,6 +52,7 @@ class ShadowPages {
 
     [[nodiscard]] bool is_held() const;
     [[nodiscard]] bool is_constant(std::uint64_t page) const;
+    void redirect(std::uint64_t page, std::span<std::byte> contents) const;
     bool bring_constant(ShadowSpace& space, std::uint64_t page);
     bool read_constant(std::uint64_t page, Page& content);
     /// Contiguous; empty where there is no room left.
@@ -58,6 +61,7 @@ class ShadowPages {
 
     const process::Memory& target_;
     const PatchTable& patches_;
+    std::span<const Redirect> redirects_;
     ShadowShared& shared_;
     std::span<const process::Mapping> mappings_;
     std::unordered_map<std::uint64_t, const std::byte*> data_;  ///< in the space: page, content
