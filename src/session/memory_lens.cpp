@@ -58,9 +58,10 @@ void MemoryAccount::fill(profile::Session& session, double threshold_bytes) cons
     // The shares are the target's own, which comes first; children have theirs in the same spirit.
     session.coverage_malloc = parts_.front().coverage_malloc;
     if (parts_.front().has_objects) session.coverage_object = parts_.front().coverage_object;
-    session.overhead_pct = parts_.front().overhead_pct;
+    double run_s = 0;  // of all processes together: an idle parent's share says nothing of its children's
     for (const probe::AllocTracerStats& part : parts_) {
         session.stopped_s += part.stopped_s;
+        if (part.overhead_pct > 0) run_s += part.stopped_s / (part.overhead_pct / 100);
         session.longest_stop_us = std::max(session.longest_stop_us, part.longest_stop_us);
         if (part.text_verified) {
             session.text_verified = session.text_verified.value_or(true) && *part.text_verified;
@@ -73,6 +74,7 @@ void MemoryAccount::fill(profile::Session& session, double threshold_bytes) cons
             }
         }
     }
+    session.overhead_pct = run_s > 0 ? 100 * session.stopped_s / run_s : 0;
 }
 
 std::optional<std::uint64_t> MemoryAccount::unknown_frees() const {

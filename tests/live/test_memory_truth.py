@@ -32,7 +32,7 @@ class MemoryTruth(LiveTest):
                 continue
             row = self.line(profile, target, name)
             off = abs(row["alloc_bytes"] - wanted)
-            self.assertLessEqual(off, 3 * row["alloc_ci95"] + 0.08 * wanted, f"{name}: {wanted} {row}")
+            self.assertLessEqual(off, 3 * row["alloc_ci95"] + 0.25 * wanted, f"{name}: {wanted} {row}")
 
     @each_python()
     def test_lines(self, python):

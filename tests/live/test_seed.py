@@ -46,12 +46,12 @@ class Seed(LiveTest):
         return self._pandas[str(python)]
 
     def check_truth(self, target, profile, rounds):
-        """A 95 % interval misses now and then, twice as wide a one hardly ever. What is allowed beyond is what the truth
+        """A 95 % interval misses now and then, three times as wide a one hardly ever. What is allowed beyond is what the truth
         leaves out: free lists, numbers that become objects, the file's buffers."""
 
         def check(what, name, value, half_width, wanted):
             text = f"{what} of {name}: {value:.0f} ± {half_width:.0f}, not {wanted}\n{profile['session']}"
-            self.assertLessEqual(abs(value - wanted), 2 * half_width + 0.25 * wanted + 20_000, text)
+            self.assertLessEqual(abs(value - wanted), 3 * half_width + 0.35 * wanted + 20_000, text)
 
         for name, wanted in target.truth["round"].items():
             row = self.find_line(profile, target.source, target.lines[name]) or {"alloc_bytes": 0, "alloc_ci95": 0}
