@@ -27,6 +27,9 @@ constexpr double kDense = 0.15;
 /// processor's work.
 constexpr double kCopyNs = 300e3;
 constexpr double kCopySpanNs = 4e6;
+/// So many that come to nothing, one after the other, and this program can't be copied: windows go by the
+/// clock.
+constexpr int kMostFailedCopies = 16;
 /// A thread that has been asked to stop and doesn't for so long is let be.
 constexpr std::uint64_t kCopyPatienceNs = 20'000'000;
 /// For how long a thread is held for a shadow, before that is known.
@@ -95,7 +98,7 @@ void GroupSchedule::plan_span(double own_now) {
     window_ns_ = std::min({length, allowed, span_ns_});
     window_start_ = span_start_ + std::uniform_real_distribution<double>()(random_) * (span_ns_ - window_ns_);
     dense_ = window_id_ > 0 && density * (clock_.stop_cpu_ns() + StopClock::kColdNs) > kDense;
-    copy_ = dense_ && copies_;
+    copy_ = dense_ && copies_ && failed_copies_ < kMostFailedCopies;
     if (copy_) {
         const double copy_cost = copy_cost_.count > 0 ? copy_cost_.value : kFirstCopyCostNs;
         span_ns_ = std::clamp(copy_cost / budget, kCopySpanNs, kLongestSpanNs);
@@ -184,9 +187,11 @@ void GroupSchedule::copied(const ShadowResult& result) {
     if (!std::exchange(copy_pending_, false)) return;
     if (!result.ran) {
         carried_ns_ = copy_span_ns_;
+        ++failed_copies_;
         return;
     }
     carried_ns_ = 0;
+    failed_copies_ = 0;
     ++copied_windows_;
     learn_density(result.hits, result.bytes, result.own_ns);
 }

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "memattach/base/clock.h"
@@ -60,7 +61,7 @@ class Keeper {
         ++runs_;
         measure();
         release();
-        if (runs_ < kRunsPerSpace && !outdated_ && pages_.fits()) {
+        if (space_ && runs_ < kRunsPerSpace && !outdated_ && pages_.fits()) {
             finish(ShadowShared::done);
         } else {
             finish(build() || ++failures_ < kMostFailures ? ShadowShared::done : ShadowShared::unavailable);
@@ -78,11 +79,7 @@ class Keeper {
     bool build() {
         space_.reset();
         mappings_ = process::read_maps(target_);
-        ShadowSpace::Options options;
-        options.mappings = mappings_;
-        options.sites = sites_;
-        options.unmapped = unmapped_;
-        options.counters = &counters_;
+        const ShadowSpace::Options options{memory_, mappings_, sites_, unmapped_, &counters_};
         space_ = std::make_unique<ShadowSpace>(options);
         if (space_->empty_run_ns() == 0) {
             space_.reset();
@@ -93,6 +90,7 @@ class Keeper {
         complete_runs_ = {};
         runs_ = 0;
         outdated_ = false;
+        failures_ = 0;
         return true;
     }
 
@@ -107,10 +105,7 @@ class Keeper {
     void measure() {
         const ShadowWindow& window = shared_.window;
         const std::size_t group = group_of(window.group);
-        if (!space_ || !space_->counts(group)) {
-            outdated_ = true;
-            return;
-        }
+        if (!space_ || !space_->counts(group)) return;
         counters_.watched.fill(ShadowCounters::kNobody);
         counters_.countdown = {ShadowCounters::kNever, ShadowCounters::kNever};
         counters_.big_bytes = ShadowCounters::kNever;
@@ -203,7 +198,7 @@ class Keeper {
     }
 
     /// How far off own time may be, for all windows together: another processor, other neighbours.
-    static constexpr double kShadowSpread = 0.05;
+    static constexpr double kShadowSpread = 0.07;
 
     pid_t target_;
     process::LiveMemory memory_;
@@ -218,7 +213,7 @@ class Keeper {
     int cpu_ = -1;  ///< where this process and the shadow are, next to each other
     cpu_set_t allowed_;
     int runs_ = 0;
-    int failures_ = 0;
+    int failures_ = 0;  ///< to make a space, in a row
     bool outdated_ = false;
     /// By group: how many runs in a row have found all their pages. After some the next will, most likely,
     /// and nobody waits for it.
@@ -252,8 +247,7 @@ void keep_shadow(pid_t target, const python::Runtime& runtime, const SiteMap& ma
         _exit(1);
     }
     {
-        Keeper keeper(target, runtime, map, sites, patches, shared, *static_cast<ShadowCounters*>(counters),
-                      unmapped_in_shadow);
+        std::optional<Keeper> keeper;  // most targets never need one
         while (true) {
             std::array<pollfd, 2> ready{pollfd{files.wake_fd, POLLIN, 0}, pollfd{files.alive_fd, 0, 0}};
             if (::poll(ready.data(), ready.size(), -1) < 0 && errno != EINTR) break;
@@ -261,8 +255,11 @@ void keep_shadow(pid_t target, const python::Runtime& runtime, const SiteMap& ma
             std::uint64_t count = 0;
             if ((ready[0].revents & POLLIN) == 0 || ::read(files.wake_fd, &count, sizeof count) < 0) continue;
             const std::uint32_t state = shared.state.load(std::memory_order_acquire);
-            if (state == ShadowShared::preparing) keeper.prepare();
-            if (state == ShadowShared::submitted) keeper.serve();
+            if (!keeper)
+                keeper.emplace(target, runtime, map, sites, patches, shared,
+                               *static_cast<ShadowCounters*>(counters), unmapped_in_shadow);
+            if (state == ShadowShared::preparing) keeper->prepare();
+            if (state == ShadowShared::submitted) keeper->serve();
         }
     }
     _exit(0);

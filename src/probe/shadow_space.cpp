@@ -139,7 +139,7 @@ void ShadowSpace::map_room(std::span<const process::Mapping> mappings, std::span
 
 ShadowSpace::ShadowSpace(const Options& options) {
     for (const process::Mapping& mapping : options.mappings) {
-        if (mapping.path == "[vdso]") vdso_.emplace(mapping.start.value(), mapping.size_bytes());
+        if (mapping.path == "[vdso]") vdso_.emplace(options.target, mapping);
     }
     layout_stubs(options);
     if (!counts_[0] && !counts_[1]) return;
@@ -176,8 +176,7 @@ ShadowSpace::ShadowSpace(const Options& options) {
     char path[64];
     std::snprintf(path, sizeof path, "/proc/%d/schedstat", pid_);
     schedstat_.reset(::open(path, O_RDONLY | O_CLOEXEC));
-    open_ = schedstat_.is_open() && write_code();
-    if (open_) empty_ns_ = measure_empty_run();
+    if (schedstat_.is_open() && write_code()) empty_ns_ = measure_empty_run();
 }
 
 /// In the child. Nothing is allocated; whatever goes wrong ends it.

@@ -31,6 +31,7 @@ inline std::size_t group_of(trace::AllocKind kind) {
 class ShadowSpace {
   public:
     struct Options {
+        const process::Memory& target;
         std::span<const process::Mapping> mappings;
         std::span<const PlannedSite> sites;  ///< at most ShadowCounters::kSites
         /// What the calling process shares with others, and the shadow must not reach.
@@ -42,8 +43,6 @@ class ShadowSpace {
     ShadowSpace(const ShadowSpace&) = delete;
     ShadowSpace& operator=(const ShadowSpace&) = delete;
 
-    /// False: something is refused here; nothing else may be called.
-    [[nodiscard]] bool is_open() const { return open_; }
     /// Which groups have a counter at every site (group_of()).
     [[nodiscard]] bool counts(std::size_t group) const { return counts_[group]; }
     [[nodiscard]] pid_t pid() const { return pid_; }
@@ -77,7 +76,7 @@ class ShadowSpace {
     /// Lets it go on for `limit_ns` of wall time. `on_missing(page)` is asked for each page that isn't there:
     /// true where it has been filled.
     Run run(std::uint64_t limit_ns, const std::function<bool(std::uint64_t)>& on_missing);
-    /// CPU time of a run that does nothing; 0: it can't be told.
+    /// CPU time of a run that does nothing; 0: something is refused here, and nothing else may be called.
     [[nodiscard]] std::uint64_t empty_run_ns() const { return empty_ns_; }
     /// Where it runs from now on.
     void set_cpu(int cpu);
@@ -111,19 +110,18 @@ class ShadowSpace {
         std::array<std::byte, kPage> code;  ///< int3 where there is nothing
         std::size_t used = 0;
     };
-    std::unordered_map<std::uint64_t, std::size_t> stops_;  ///< by pc
     struct Patch {
         std::uint64_t address = 0;
         std::byte value{};
     };
     std::vector<StubArea> areas_;
     std::vector<Patch> patches_;
+    std::unordered_map<std::uint64_t, std::size_t> stops_;       ///< by pc
     std::vector<std::pair<std::uint64_t, std::uint64_t>> room_;  ///< from, to
     std::array<bool, 2> counts_{true, true};
     ShadowKernel kernel_;
     std::uint64_t empty_ns_ = 0;
     std::optional<ShadowVdso> vdso_;
-    bool open_ = false;
     pid_t pid_ = -1;
     base::UniqueFd faults_, schedstat_, memory_;
 };

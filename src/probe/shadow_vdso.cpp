@@ -1,23 +1,13 @@
 #include "shadow_vdso.h"
 
-#include <dlfcn.h>
-#include <sys/auxv.h>
-
 #include <array>
 #include <cstring>
 #include <ctime>
 
+#include "memattach/elf/memory_image.h"
+
 namespace memattach::probe {
 namespace {
-
-/// The kernel maps the same vDSO into every process of a kind: where a function is in ours it is in the
-/// target's.
-std::size_t offset_in_vdso(const char* name) {
-    const std::uint64_t own = ::getauxval(AT_SYSINFO_EHDR);
-    void* const library = own != 0 ? ::dlopen("linux-vdso.so.1", RTLD_LAZY | RTLD_NOLOAD) : nullptr;
-    void* const symbol = library != nullptr ? ::dlsym(library, name) : nullptr;
-    return symbol != nullptr ? reinterpret_cast<std::uint64_t>(symbol) - own : 0;
-}
 
 /// int clock_gettime(edi: clock, rsi: timespec*)
 constexpr std::array<unsigned char, 32> kCode = {
@@ -35,11 +25,15 @@ constexpr std::size_t kDistanceAt = 3;  ///< of the first instruction's distance
 
 }  // namespace
 
-ShadowVdso::ShadowVdso(std::uint64_t start, std::uint64_t size_bytes)
-    : start_(start), image_(size_bytes, std::byte{0xCC}) {
-    const std::size_t at = offset_in_vdso("__vdso_clock_gettime");
-    const std::size_t times = image_.size() - kClocks * 2 * sizeof(std::uint64_t);
-    if (at == 0 || at + kCode.size() > times) return;
+ShadowVdso::ShadowVdso(const process::Memory& target, const process::Mapping& mapping)
+    : start_(mapping.start.value()), image_(mapping.size_bytes(), std::byte{0xCC}) {
+    const auto elf = elf::MemoryImage::read(target, mapping.start);
+    const auto function = elf ? elf->find_symbol("__vdso_clock_gettime") : std::nullopt;
+    constexpr std::size_t kTimesBytes = kClocks * 2 * sizeof(std::uint64_t);
+    if (!function || image_.size() < kTimesBytes + kCode.size()) return;
+    const std::size_t at = function->value() - start_;
+    const std::size_t times = image_.size() - kTimesBytes;
+    if (at > times - kCode.size()) return;
     std::memcpy(image_.data() + at, kCode.data(), kCode.size());
     const auto distance = static_cast<std::int32_t>(times - (at + kDistanceAt + 4));
     std::memcpy(image_.data() + at + kDistanceAt, &distance, sizeof distance);

@@ -5,14 +5,17 @@
 #include <span>
 #include <vector>
 
+#include "memattach/process/maps.h"
+#include "memattach/process/memory.h"
+
 namespace memattach::probe {
 
 /// Code in the place of the target's vDSO, whose data the kernel shows to nobody else: clock_gettime() that
 /// always tells the same time, and int3 for the rest.
 class ShadowVdso {
   public:
-    /// Where the target has its own.
-    ShadowVdso(std::uint64_t start, std::uint64_t size_bytes);
+    /// `mapping`: where the target, whose memory is `target`, has its own.
+    ShadowVdso(const process::Memory& target, const process::Mapping& mapping);
 
     [[nodiscard]] std::uint64_t start() const { return start_; }
     [[nodiscard]] std::uint64_t size_bytes() const { return image_.size(); }

@@ -149,6 +149,7 @@ class GroupSchedule {
     bool copies_ = false, copy_ready_ = false;
     bool copy_ = false;          ///< the present window is one
     bool copy_pending_ = false;  ///< its result is awaited
+    int failed_copies_ = 0;      ///< in a row
     double copy_span_ns_ = 0;    ///< what it stands for
     RunningMean copy_cost_;      ///< what such a window costs, ns
     double carried_ns_ = 0;      ///< spans whose windows came to nothing: the next one stands for them too
