@@ -334,6 +334,10 @@ GroupPlan GroupSchedule::step(Moment now) {
             if (copy_) copy_cost_.add(window_stopped_, kRateMemory);
             plan_span(t);
         }
+        if (phase_ == Phase::before_window && copy_ && !copies_) {  // there turned out to be no shadows
+            carried_ns_ += std::max(t - span_start_, 0.0);
+            plan_span(t);
+        }
         if (phase_ == Phase::before_window) {
             plan.copy = copy_ && copy_ready_ && t >= window_start_;
             if (t >= window_start_ && !copy_) open_window(now);

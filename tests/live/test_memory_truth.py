@@ -3,16 +3,22 @@ version, with other allocators, and for the settings of PYTHONMALLOC."""
 # serial
 
 import glob
+import pathlib
 import signal
+import sys
 
 from harness import LiveTest, each_python, main
 
 
+# userfaultfd, x86-64
+WITHOUT_SHADOWS = (sys.executable, str(pathlib.Path(__file__).with_name("without_call.py")), "323")
+
+
 class MemoryTruth(LiveTest):
-    def measure(self, python, workload, *args, seconds=1, env=None):
+    def measure(self, python, workload, *args, seconds=1, env=None, wrap=()):
         target = self.start(python, "memory_lines.py", workload, env=env)
         # A second is short: with a larger budget there are enough windows for their spread to be known.
-        running = self.memattach_start("-p", target.pid, "--memory", "--max-overhead", "60", "--json", "-", *args)
+        running = self.memattach_start("-p", target.pid, "--memory", "--max-overhead", "60", "--json", "-", *args, wrap=wrap)
         running.wait_attached()
         target.send(f"work {seconds}")
         truth = target.read_json()
@@ -38,6 +44,12 @@ class MemoryTruth(LiveTest):
     def test_lines(self, python):
         target, truth, profile = self.measure(python, "slow")
         self.check(target, truth, profile)
+
+    @each_python(kinds=("system",))
+    def test_dense_lines_where_shadows_are_refused(self, python):
+        target, truth, profile = self.measure(python, "tiny", wrap=WITHOUT_SHADOWS)
+        self.assertTrue(any("faster than" in note for note in profile["session"]["notes"]), profile["session"])
+        self.assertGreater(self.line(profile, target, "tiny60")["alloc_bytes"], truth["bytes"]["tiny60"] / 20)
 
     @each_python(minimum=(3, 11))
     def test_blocks_that_change_sides(self, python):

@@ -1,11 +1,10 @@
-"""Runs a command in which perf_event_open(2) is refused, as in most containers: without_perf.py COMMAND…"""
+"""Runs a command in which a system call is refused, as in containers: without_call.py NUMBER COMMAND…"""
 
 import ctypes
 import os
 import struct
 import sys
 
-PERF_EVENT_OPEN = 298  # x86-64
 EACCES = 13
 
 # struct sock_filter: code, jump if true, jump if false, k (linux/filter.h); the call's number is the first word that
@@ -14,7 +13,7 @@ FILTER = b"".join(
     struct.pack("HBBI", *instruction)
     for instruction in (
         (0x20, 0, 0, 0),  # load it
-        (0x15, 0, 1, PERF_EVENT_OPEN),
+        (0x15, 0, 1, int(sys.argv[1])),
         (0x06, 0, 0, 0x00050000 | EACCES),  # SECCOMP_RET_ERRNO
         (0x06, 0, 0, 0x7FFF0000),  # SECCOMP_RET_ALLOW
     )
@@ -30,7 +29,7 @@ def main():
         sys.exit(f"PR_SET_NO_NEW_PRIVS: {os.strerror(ctypes.get_errno())}")
     if libc.prctl(seccomp, ctypes.c_ulong(mode_filter), fprog) != 0:
         sys.exit(f"PR_SET_SECCOMP: {os.strerror(ctypes.get_errno())}")
-    os.execv(sys.argv[1], sys.argv[1:])
+    os.execv(sys.argv[2], sys.argv[2:])
 
 
 main()
