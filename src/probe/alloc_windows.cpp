@@ -49,6 +49,7 @@ void AllocProbe::ask_for_copy(trace::AllocKind kind) {
     schedule_->group(kind).copy_asked(moment(base::monotonic_ns()));
     asked_tid_ = *tid;
     shadow_of_ = kind;
+    shadow_.announce();
 }
 
 void AllocProbe::on_interrupted(pid_t tid, const user_regs_struct& regs, bool at_trap) {

@@ -8,6 +8,9 @@ namespace memattach::probe {
 namespace {
 
 constexpr double kRateMemory = 8;  ///< windows that a rate is averaged over
+/// The same for what is decided for longer: a program that rests between requests is as dense as its
+/// requests.
+constexpr double kLongMemory = 64;
 
 constexpr double kShortestSpanNs = 10e6;
 constexpr double kLongestSpanNs = 500e6;
@@ -25,7 +28,11 @@ constexpr double kQuietNs = 1e6;
 constexpr double kDense = 0.15;
 /// A window that a shadow spends, and the shortest span for one: a shadow is some milliseconds of another
 /// processor's work.
-constexpr double kCopyNs = 300e3;
+constexpr double kCopyNs = 300e3, kFirstCopyNs = 100e3, kShortestCopyNs = 50e3;
+/// Where a shadow can't go as far as it was to (a page that takes too long to bring, a system call), what
+/// lies behind such places would be seen less often than the rest. So windows are as short as nearly all of
+/// them can be in full: with these two some 8 % aren't.
+constexpr double kCopyShrinks = 0.5, kCopyGrows = 1.06;
 constexpr double kCopySpanNs = 4e6;
 /// So many that come to nothing, one after the other, and this program can't be copied: windows go by the
 /// clock.
@@ -36,6 +43,15 @@ constexpr std::uint64_t kCopyPatienceNs = 20'000'000;
 constexpr double kFirstCopyCostNs = 1e6;
 /// By how much the cost of a stop may be off, systematically.
 constexpr double kCostOffNs = 400;
+/// Where most shadows can't go even the shortest way (a program that touches other pages all the time, or
+/// calls the kernel), windows go by the clock all the same, as long as that is less than this share of the
+/// time between two hits; after so many of them shadows are tried again, and judged after a few.
+constexpr double kClockOff = 0.35;
+constexpr double kLeastComplete = 0.5;
+constexpr std::uint64_t kClockWindows = 256, kCopiesToJudge = 12;
+/// There hits are that far apart at least, and every stop makes the program slower by the caches that it
+/// leaves cold: so much, give or take.
+constexpr double kClockGapNs = 300, kColdCachesNs = 500, kColdCachesOffNs = 1'000;
 /// Own time that is not this many times as long as stops may be off is no measure of its window alone.
 constexpr double kTrusted = 3;
 constexpr double kUnknownSpread = 3;
@@ -64,7 +80,8 @@ GroupSchedule::GroupSchedule(Policy policy, const StopClock& clock, double budge
       random_(policy_.seed),
       budget_(budget),
       always_(policy_.may_be_always),
-      always_wall_ns_(start.wall_ns) {
+      always_wall_ns_(start.wall_ns),
+      copy_ns_(kFirstCopyNs) {
     plan_span(0);
 }
 
@@ -97,12 +114,13 @@ void GroupSchedule::plan_span(double own_now) {
     if (length > allowed) span_ns_ = std::max(span_ns_ * allowed / length, kUnknownSpanShare * allowed);
     window_ns_ = std::min({length, allowed, span_ns_});
     window_start_ = span_start_ + std::uniform_real_distribution<double>()(random_) * (span_ns_ - window_ns_);
-    dense_ = window_id_ > 0 && density * (clock_.stop_cpu_ns() + StopClock::kColdNs) > kDense;
-    copy_ = dense_ && copies_ && failed_copies_ < kMostFailedCopies;
+    const double dense = kDense / (clock_.stop_cpu_ns() + StopClock::kColdNs);
+    dense_ = window_id_ > 0 && (density > dense || (copies_ && long_density() > dense));
+    copy_ = dense_ && copies_ && failed_copies_ < kMostFailedCopies && !prefers_clock();
     if (copy_) {
         const double copy_cost = copy_cost_.count > 0 ? copy_cost_.value : kFirstCopyCostNs;
         span_ns_ = std::clamp(copy_cost / budget, kCopySpanNs, kLongestSpanNs);
-        window_ns_ = kCopyNs;
+        window_ns_ = copy_ns_;
         window_start_ =
             span_start_ + std::uniform_real_distribution<double>()(random_) * (span_ns_ - window_ns_);
     }
@@ -180,11 +198,14 @@ void GroupSchedule::copy_in_kernel(Moment now) {
     window.end_wall_ns = now.wall_ns;
     window.start = window_start_ - span_start_;
     window.span_ns = span_ns_ + std::exchange(carried_ns_, 0);
-    record(window, {kCopyNs, 0});
+    record(window, {copy_ns_, 0});
 }
 
 void GroupSchedule::copied(const ShadowResult& result) {
     if (!std::exchange(copy_pending_, false)) return;
+    complete_.add(result.complete ? 1 : 0, kCopiesToJudge);
+    copy_ns_ = result.complete ? std::min(copy_ns_ * kCopyGrows, kCopyNs)
+                               : std::max(copy_ns_ * kCopyShrinks, kShortestCopyNs);
     if (!result.ran) {
         carried_ns_ = copy_span_ns_;
         ++failed_copies_;
@@ -204,7 +225,7 @@ GroupSchedule::Length GroupSchedule::length_of(const Closed& window) const {
         return {window.clocked_ns, std::min(spread, kUnknownSpread)};
     }
     const double gap = pooled_own_.value / std::max(pooled_hits_.value, 1.0);
-    const double length = window.hits * std::max(gap, kShortestGapNs);
+    const double length = window.hits * std::max(gap, clock_windows_ > 0 ? kClockGapNs : kShortestGapNs);
     return {length, std::min(window.off_ns / length, kUnknownSpread)};
 }
 
@@ -223,7 +244,7 @@ void GroupSchedule::end_by_clock(Moment now, double clocked, bool cut) {
     if (dense_) ++dense_windows_;
     dense_ = false;
     if (window_hits_ > 0) {
-        pooled_own_.add(clocked, kPooled);
+        pooled_own_.add(clocked - (clock_windows_ > 0 ? kColdCachesNs * stops_in_window() : 0), kPooled);
         pooled_hits_.add(window_hits_, kPooled);
     }
     Closed window;
@@ -235,12 +256,16 @@ void GroupSchedule::end_by_clock(Moment now, double clocked, bool cut) {
     window.bytes = window_bytes_;
     window.clocked_ns = clocked;
     window.off_ns = kCostOffNs * stops_in_window();
+    if (clock_windows_ > 0) {
+        window.clocked_ns -= kColdCachesNs * stops_in_window();
+        window.off_ns = kColdCachesOffNs * stops_in_window();
+    }
     const Length length = length_of(window);
     span_ns_ = std::max(span_ns_, window.start + length.own_ns);
     window.span_ns = span_ns_ + std::exchange(carried_ns_, 0);
     record(window, length);
     if (policy_.may_be_always && hits_.count >= kRateMemory &&
-        hits_.value * clock_.stop_cost_ns() < kReturnShare * budget_) {
+        std::max(hits_.value, long_density()) * clock_.stop_cost_ns() < kReturnShare * budget_) {
         always_ = true;
         always_start_ = reviewed_own_ = clock_.own_ns(now);
         always_hits_ = always_bytes_ = reviewed_hits_ = reviewed_bytes_ = 0;
@@ -271,6 +296,23 @@ void GroupSchedule::learn_density(double hits, double bytes, double own_ns) {
     armed_ns_ += own_ns;
     hits_.add(hits / own_ns, kRateMemory);
     bytes_.add(bytes / own_ns, kRateMemory);
+    long_hits_.add(hits, kLongMemory);
+    long_own_.add(own_ns, kLongMemory);
+}
+
+bool GroupSchedule::prefers_clock() {
+    if (std::max(hits_.value, long_density()) * kCostOffNs > kClockOff) return false;
+    if (clock_windows_ == 0) {
+        if (complete_.count < kCopiesToJudge || complete_.value > kLeastComplete) return false;
+        complete_ = {};
+        clock_windows_ = kClockWindows;
+    }
+    --clock_windows_;
+    return clock_windows_ > 0;
+}
+
+double GroupSchedule::long_density() const {
+    return long_own_.value > 0 ? long_hits_.value / long_own_.value : 0;
 }
 
 void GroupSchedule::settle_always(Moment now) {

@@ -25,6 +25,11 @@ void Shadow::wake() {
     if (::write(wake_fd_, &one, sizeof one) < 0) return;
 }
 
+void Shadow::announce() {
+    shared_.announced.store(1, std::memory_order_release);
+    wake();
+}
+
 /// Waits here: the thread would be the only one to gain from a processor that is let go.
 void Shadow::submit(const ShadowWindow& window, pid_t tid, const user_regs_struct& registers, int own_cpu) {
     shared_.window = window;

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "memattach/base/clock.h"
+#include "memattach/probe/stop_clock.h"
 #include "memattach/process/proc.h"
 #include "shadow_sampler.h"
 
@@ -18,18 +19,46 @@ namespace memattach::probe {
 namespace {
 
 /// The run that finds the pages and warms the caches goes further than the one that is measured.
-constexpr double kWarmShare = 1.5;
+constexpr double kWarmShare = 1.5, kWarmMoreNs = 15'000;
 /// What a stub adds to a hit, among other instructions that don't wait for it.
 constexpr double kStubNs = 1.2;
-constexpr double kShortestNs = 20'000;
+constexpr double kShortestNs = 15'000;
 /// What starting and stopping costs isn't known to better than this.
 constexpr double kUnsureNs = 1'000;
 /// So often the shadow is made anew, to forget the pages that aren't touched any more.
 constexpr int kRunsPerSpace = 64;
 constexpr int kMostFailures = 3;
-constexpr int kTrustedRuns = 3;
+/// What passes between a run's start, and its end, and the thread's.
+constexpr double kMostStartingNs = 60'000;
+constexpr int kTrustedRuns = 12;
 /// Pages that a run may still miss without being spoilt by it.
 constexpr std::size_t kFewPages = 2;
+
+/// How much longer a run takes because it begins with cold caches.
+///
+/// Windows begin at random moments: on average a program allocates as much in a second one as in a first one.
+/// So of all runs together, and of all that went half as far, hits and own time are in the same proportion,
+/// but for what each of them lost at its beginning.
+class ColdStart {
+  public:
+    void add(double own_ns, double hits, double half_own_ns, double half_hits) {
+        constexpr double kKeeps = 0.99;
+        runs_ = kKeeps * runs_ + 1;
+        own_ = kKeeps * own_ + own_ns;
+        hits_ = kKeeps * hits_ + hits;
+        half_own_ = kKeeps * half_own_ + half_own_ns;
+        half_hits_ = kKeeps * half_hits_ + half_hits;
+    }
+    [[nodiscard]] double ns() const {
+        constexpr double kUnknownNs = 8'000, kMostNs = 15'000, kLeastHits = 2'000;
+        if (runs_ < 8 || hits_ - half_hits_ < kLeastHits) return kUnknownNs;
+        return std::clamp((half_own_ * hits_ - own_ * half_hits_) / (runs_ * (hits_ - half_hits_)), 0.0,
+                          kMostNs);
+    }
+
+  private:
+    double runs_ = 0, own_ = 0, hits_ = 0, half_own_ = 0, half_hits_ = 0;
+};
 
 class Keeper {
   public:
@@ -54,6 +83,16 @@ class Keeper {
         } else {
             finish(++failures_ < kMostFailures ? ShadowShared::asleep : ShadowShared::unavailable);
         }
+    }
+
+    /// A thread that is about to be submitted needn't wait for this process to wake up.
+    void await_announced() const {
+        constexpr std::uint64_t kPatienceNs = 200'000;
+        if (shared_.announced.exchange(0) == 0 || CPU_COUNT(&allowed_) < 2) return;
+        const std::uint64_t until_ns = base::monotonic_ns() + kPatienceNs;
+        while (shared_.state.load(std::memory_order_acquire) == ShadowShared::idle &&
+               base::monotonic_ns() < until_ns)
+            __builtin_ia32_pause();
     }
 
     void serve() {
@@ -87,8 +126,8 @@ class Keeper {
         }
         cpu_ = -1;
         pages_.begin_space(*space_, mappings_);
-        complete_runs_ = {};
         runs_ = 0;
+        complete_runs_ = {};
         outdated_ = false;
         failures_ = 0;
         return true;
@@ -102,6 +141,12 @@ class Keeper {
                space_->set_state(shared_.registers, std::span(shared_.extended_state).first(bytes));
     }
 
+    /// Its own time, the counters' apart; with what a cold start took.
+    [[nodiscard]] double own_of(const ShadowSpace::Run& run) const {
+        return static_cast<double>(run.cpu_ns) - static_cast<double>(space_->empty_run_ns()) -
+               kStubNs * (sampler_.hits(0) + sampler_.hits(1));
+    }
+
     void measure() {
         const ShadowWindow& window = shared_.window;
         const std::size_t group = group_of(window.group);
@@ -111,35 +156,43 @@ class Keeper {
         counters_.big_bytes = ShadowCounters::kNever;
         const double rest_ns = std::clamp(window.own_ns, 0.0, 10e6);
         choose_cpu();
-        const std::size_t brought_before = pages_.brought();
         space_->begin_state();
         pages_.begin_state();
+        const std::size_t missed_before = pages_.missed_data();
         int& complete = complete_runs_[group];
         if (complete >= kTrustedRuns) release();
-        ShadowSpace::Run run = go(kWarmShare * rest_ns);
+        ShadowSpace::Run run = go(kWarmShare * rest_ns + kWarmMoreNs, [this] { release(); });
         release();
-        const std::size_t brought = pages_.brought();
+        const std::size_t missed = pages_.missed_data() + pages_.missed_constants();
         if (run.end != ShadowSpace::End::gone) run = go(rest_ns);
         if (run.end == ShadowSpace::End::gone) {
             outdated_ = true;
             return;
         }
-        const double counting_ns = kStubNs * (sampler_.hits(0) + sampler_.hits(1));
-        const double own_ns =
-            static_cast<double>(run.cpu_ns) - static_cast<double>(space_->empty_run_ns()) - counting_ns;
+        double own_ns = own_of(run);
+        if (run.end == ShadowSpace::End::limit && pages_.missed_data() + pages_.missed_constants() == missed)
+            starting_ns_.add(std::clamp(rest_ns + starting_ns_.value - own_ns, 0.0, kMostStartingNs), 16);
         const double hits = sampler_.hits(group);
+        const double all_hits = sampler_.hits(0) + sampler_.hits(1);
         const double allocations = sampler_.hits(group, true);
         if (run.end == ShadowSpace::End::stopped) check_layout();
+        if (run.end == ShadowSpace::End::limit) {
+            const ShadowSpace::Run half = go(rest_ns / 2);
+            cold_.add(own_ns, all_hits, own_of(half), sampler_.hits(0) + sampler_.hits(1));
+        }
+        own_ns -= std::min(cold_.ns(), std::max(own_ns, 0.0));
         const bool misses_page = run.end == ShadowSpace::End::missing_page;
-        complete = !misses_page && pages_.brought() == brought_before ? complete + 1 : 0;
+        complete = !misses_page && pages_.missed_data() == missed_before ? complete + 1 : 0;
         // Forged counters can't say more than a processor can do.
         const bool plausible = hits < 1e3 + own_ns && own_ns > -kUnsureNs;
-        const bool undisturbed = pages_.brought() - brought <= kFewPages;
+        const bool undisturbed = pages_.missed_data() + pages_.missed_constants() - missed <= kFewPages;
         // What comes behind a page that couldn't be read in time isn't known. The window stays one: leaving
         // out all those in which a program goes through fresh memory would leave out what it allocates for
         // that. A few microseconds must not stand for a span, though.
         const double told_ns = std::max(own_ns, misses_page ? std::min(rest_ns, kShortestNs) : 0);
-        if (plausible && undisturbed) sample(window, told_ns, hits, allocations);
+        if (plausible && undisturbed)
+            sample(window, run.end == ShadowSpace::End::limit || own_ns >= rest_ns, told_ns, hits,
+                   allocations);
     }
 
     /// Next to the shadow, each waking the other, and not where the tracing process waits.
@@ -160,14 +213,15 @@ class Keeper {
         }
     }
 
-    /// Runs the state that was submitted.
-    ShadowSpace::Run go(double limit_ns) {
+    /// Runs the state that was submitted for so much of its own time, or a little more.
+    ShadowSpace::Run go(double own_ns, const std::function<void()>& at_end = {}) {
         if (!restore()) return {};
-        return space_->run(static_cast<std::uint64_t>(limit_ns),
-                           [this](std::uint64_t page) { return pages_.bring(*space_, page); });
+        return space_->run(
+            static_cast<std::uint64_t>(own_ns + starting_ns_.value),
+            [this](std::uint64_t page) { return pages_.bring(*space_, page); }, at_end);
     }
 
-    void sample(const ShadowWindow& window, double own_ns, double hits, double allocations) {
+    void sample(const ShadowWindow& window, bool complete, double own_ns, double hits, double allocations) {
         if (!restore()) return;
         sampler_.run(*space_, pages_, window, shared_.tid, own_ns, hits, allocations);
         for (const auto& sample : sampler_.events()) shared_.ring.write(sample.event, sample.frames);
@@ -185,7 +239,7 @@ class Keeper {
             shared_.ring.write(end, {});
         }
         shared_.samples.fetch_add(sampler_.events().size(), std::memory_order_relaxed);
-        shared_.result = {true, own_ns, hits, sampler_.bytes()};
+        shared_.result = {true, complete, own_ns, hits, sampler_.bytes()};
     }
 
     /// It went where nothing was mapped when the space was made: perhaps something is by now.
@@ -212,6 +266,8 @@ class Keeper {
     std::unique_ptr<ShadowSpace> space_;
     int cpu_ = -1;  ///< where this process and the shadow are, next to each other
     cpu_set_t allowed_;
+    ColdStart cold_;
+    RunningMean starting_ns_{20'000, 4};  ///< of a run's wall time, in which the shadow doesn't run
     int runs_ = 0;
     int failures_ = 0;  ///< to make a space, in a row
     bool outdated_ = false;
@@ -254,6 +310,7 @@ void keep_shadow(pid_t target, const python::Runtime& runtime, const SiteMap& ma
             if ((ready[1].revents & (POLLHUP | POLLERR)) != 0) break;
             std::uint64_t count = 0;
             if ((ready[0].revents & POLLIN) == 0 || ::read(files.wake_fd, &count, sizeof count) < 0) continue;
+            if (keeper) keeper->await_announced();
             const std::uint32_t state = shared.state.load(std::memory_order_acquire);
             if (!keeper)
                 keeper.emplace(target, runtime, map, sites, patches, shared,

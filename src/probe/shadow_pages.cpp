@@ -7,22 +7,26 @@ namespace memattach::probe {
 namespace {
 
 constexpr std::size_t kMostConstants = 2048;
-constexpr std::size_t kFirstAhead = 4, kMostAhead = 64;
+constexpr std::size_t kFirstAhead = 1, kMostAhead = 64;
+/// A page that was missed so often, the last times counting most, will be needed again.
+constexpr double kOften = 1, kSeldom = 0.3, kFades = 0.75;
 
 }  // namespace
 
 void ShadowPages::begin_space(ShadowSpace& space, std::span<const process::Mapping> mappings) {
     mappings_ = mappings;
     data_.clear();
-    states_ = 0;
     for (const auto& [page, content] : constants_) {
         if (is_constant(page)) space.fill(page, *content);
     }
-    if (core_.size() > kMostCore) core_.clear();
     static constexpr Page kEmpty{};
-    for (const std::uint64_t page : core_) {
-        if (!is_constant(page) && space.fill_data(page, kEmpty)) data_[page] = kEmpty.data();
+    for (auto& [page, times] : missed_) {
+        times *= kFades;
+        if (times > kOften && data_.size() < kMostPages / 2 && !is_constant(page) &&
+            space.fill_data(page, kEmpty))
+            data_[page] = kEmpty.data();
     }
+    std::erase_if(missed_, [](const auto& entry) { return entry.second < kSeldom; });
 }
 
 /// A page that can't be read any more is none that the program will touch before it asks for it again.
@@ -30,7 +34,6 @@ void ShadowPages::begin_state() {
     pool_used_ = 0;
     next_page_ = 0;
     ahead_ = 1;
-    ++states_;
     pieces_.clear();
     for (auto& [page, content] : data_) {
         const std::span<std::byte> space = new_pages(1);
@@ -75,8 +78,12 @@ bool ShadowPages::is_constant(std::uint64_t page) const {
 }
 
 bool ShadowPages::bring(ShadowSpace& space, std::uint64_t page) {
-    ++brought_;
-    if (is_constant(page)) return bring_constant(space, page);
+    if (is_constant(page)) {
+        ++missed_constants_;
+        return bring_constant(space, page);
+    }
+    ++missed_data_;
+    missed_[page] += 1;
     ahead_ = page == next_page_ ? std::min(2 * ahead_, kMostAhead) : kFirstAhead;
     std::size_t count = 1;
     while (count < ahead_ && data_.count(page + count * kPage) == 0 && !is_constant(page + count * kPage))
@@ -99,8 +106,6 @@ bool ShadowPages::bring_data(ShadowSpace& space, std::uint64_t page, std::size_t
     redirect(page, contents);
     if (!space.fill_data(page, contents)) return false;
     for (std::size_t i = 0; i < count; ++i) data_[page + i * kPage] = contents.data() + i * kPage;
-    for (std::size_t i = 0; i < count && count <= kFirstAhead && states_ <= kFirstRuns; ++i)
-        core_.insert(page + i * kPage);
     return true;
 }
 

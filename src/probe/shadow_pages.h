@@ -5,7 +5,6 @@
 #include <memory>
 #include <span>
 #include <unordered_map>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -39,14 +38,15 @@ class ShadowPages {
     /// other. False where there is none, or the thread isn't held any more.
     bool bring(ShadowSpace& space, std::uint64_t page);
 
-    /// How many pages have been brought so far.
-    [[nodiscard]] std::size_t brought() const { return brought_; }
+    /// How many pages were missed so far that the target may write to, and how many others.
+    [[nodiscard]] std::size_t missed_data() const { return missed_data_; }
+    [[nodiscard]] std::size_t missed_constants() const { return missed_constants_; }
     /// False where the space holds more than is to be read each time.
     [[nodiscard]] bool fits() const { return data_.size() <= kMostPages; }
 
   private:
     static constexpr std::uint64_t kPage = ShadowShared::kPageBytes;
-    static constexpr std::size_t kMostPages = 512;
+    static constexpr std::size_t kMostPages = 256;
     static constexpr std::size_t kPoolPages = 2048;
     using Page = std::array<std::byte, kPage>;
 
@@ -65,17 +65,15 @@ class ShadowPages {
     ShadowShared& shared_;
     std::span<const process::Mapping> mappings_;
     std::unordered_map<std::uint64_t, const std::byte*> data_;  ///< in the space: page, content
-    /// What the first runs in a space touch is what a program needs all the time; the rest is what it passes.
-    static constexpr int kFirstRuns = 3;
-    static constexpr std::size_t kMostCore = kMostPages / 2;
-    std::unordered_set<std::uint64_t> core_;
-    int states_ = 0;  ///< of this space
+    /// Pages that were missed, and how often, in the last spaces: what a program needs all the time. The
+    /// rest is what it passes.
+    std::unordered_map<std::uint64_t, double> missed_;
     std::unordered_map<std::uint64_t, std::unique_ptr<Page>> constants_;
     std::vector<std::byte> pool_ = std::vector<std::byte>(kPoolPages * kPage);
     std::size_t pool_used_ = 0;
     std::uint64_t next_page_ = 0;  ///< behind the last that was brought
     std::size_t ahead_ = 1;
-    std::size_t brought_ = 0;
+    std::size_t missed_data_ = 0, missed_constants_ = 0;
     std::vector<std::uint64_t> pages_;
     std::vector<std::span<const std::byte>> contents_;
     std::vector<process::Memory::Piece> pieces_;

@@ -13,6 +13,7 @@
 #include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -31,10 +32,15 @@ namespace {
 #define UFFD_USER_MODE_ONLY 1  // Linux 5.11: what processes without privileges may have
 #endif
 
-/// From a fault to its message, and from its page to the thread's going on.
-constexpr std::uint64_t kFaultNs = 30'000;
+/// What a fault takes of the thread's own CPU time.
+constexpr std::uint64_t kFaultNs = 9'000;
 /// What a system call that isn't carried out would have taken.
 constexpr std::uint64_t kCallNs = 500;
+/// A run that has gone so far is as good as over.
+constexpr std::uint64_t kNearNs = 5'000;
+/// From setting a timer to the shadow's going on.
+constexpr std::uint64_t kResumeNs = 20'000;
+constexpr std::uint64_t kLongestRunNs = 20'000'000;
 /// More of them, and what they cost hides what is between them.
 constexpr std::uint64_t kMostCalls = 64;
 constexpr rlim_t kMostCpuSeconds = 20;
@@ -143,6 +149,8 @@ ShadowSpace::ShadowSpace(const Options& options) {
     }
     layout_stubs(options);
     if (!counts_[0] && !counts_[1]) return;
+    timer_.reset(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC));
+    if (!timer_.is_open()) return;
     void* page = ::mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (page == MAP_FAILED) return;
     auto* ready = static_cast<std::uint32_t*>(page);
@@ -273,7 +281,9 @@ bool ShadowSpace::write_vdso() {
 void ShadowSpace::begin_state() {
     if (!vdso_) return;
     vdso_->read_clocks();
-    static_cast<void>(write_vdso());
+    const std::span<const std::byte> times = vdso_->times();
+    static_cast<void>(
+        ::pwrite(memory_.get(), times.data(), times.size(), static_cast<off_t>(vdso_->times_start())) < 0);
 }
 
 void ShadowSpace::patch(std::uint64_t page, std::span<std::byte> content) const {
@@ -369,22 +379,34 @@ bool ShadowSpace::wait_stopped() {
     return false;
 }
 
+/// In a virtual machine setting a timer costs more than reading a page: it is set once for a run.
+void ShadowSpace::set_timer(std::uint64_t at_ns) const {
+    itimerspec when{};
+    when.it_value.tv_sec = static_cast<time_t>(at_ns / 1'000'000'000);
+    when.it_value.tv_nsec = static_cast<long>(at_ns % 1'000'000'000);
+    ::timerfd_settime(timer_.get(), TFD_TIMER_ABSTIME, &when, nullptr);
+}
+
 /// SIGCHLD is blocked but for the wait, so that a stop ends it.
 ShadowSpace::Run ShadowSpace::run(std::uint64_t limit_ns,
-                                  const std::function<bool(std::uint64_t)>& on_missing) {
+                                  const std::function<bool(std::uint64_t)>& on_missing,
+                                  const std::function<void()>& at_end) {
     Run out;
     const std::uint64_t before_ns = thread_cpu_ns();
-    std::uint64_t until_ns = base::monotonic_ns() + limit_ns;
+    const std::uint64_t start_ns = base::monotonic_ns();
+    set_timer(start_ns + limit_ns);
     if (ptrace(PTRACE_SYSEMU, pid_, nullptr, nullptr) != 0) return out;
     sigset_t waiting;
     sigprocmask(SIG_SETMASK, nullptr, &waiting);
     sigdelset(&waiting, SIGCHLD);
     out.end = End::limit;
     bool stopped = false;
-    std::uint64_t calls = 0;
+    std::uint64_t calls = 0, filled = 0;
     while (true) {
-        int status = 0;
-        if (::waitpid(pid_, &status, WNOHANG | __WALL) == pid_) {
+        std::array<pollfd, 2> ready{pollfd{faults_.get(), POLLIN, 0}, pollfd{timer_.get(), POLLIN, 0}};
+        if (::ppoll(ready.data(), ready.size(), nullptr, &waiting) < 0) {
+            int status = 0;
+            if (::waitpid(pid_, &status, WNOHANG | __WALL) != pid_) continue;  // a stop of a run before
             if (!WIFSTOPPED(status)) {
                 pid_ = -1;
                 out.end = End::gone;
@@ -399,23 +421,27 @@ ShadowSpace::Run ShadowSpace::run(std::uint64_t limit_ns,
             break;
         }
         uffd_msg message{};
-        if (::read(faults_.get(), &message, sizeof message) == sizeof message &&
+        if (ready[0].revents != 0 && ::read(faults_.get(), &message, sizeof message) == sizeof message &&
             message.event == UFFD_EVENT_PAGEFAULT) {
             out.page = message.arg.pagefault.address & ~(kPage - 1);
-            const std::uint64_t asked_ns = base::monotonic_ns();
             if (on_missing(out.page)) {
-                until_ns += base::monotonic_ns() - asked_ns + kFaultNs;
+                ++filled;
                 continue;
             }
             out.end = End::missing_page;
             break;
         }
+        if (ready[1].revents == 0) continue;
+        if (filled == 0) break;
+        // The clock went on while it waited for pages.
         const std::uint64_t now_ns = base::monotonic_ns();
-        if (now_ns >= until_ns) break;
-        const timespec left{0, static_cast<long>(until_ns - now_ns)};
-        pollfd ready{faults_.get(), POLLIN, 0};
-        ::ppoll(&ready, 1, &left, &waiting);
+        const std::uint64_t least_ns = empty_ns_ + filled * kFaultNs;
+        const std::uint64_t used_ns = thread_cpu_ns() - before_ns;
+        const std::uint64_t own_ns = used_ns - std::min(used_ns, least_ns);
+        if (own_ns + kNearNs >= limit_ns || now_ns - start_ns > kLongestRunNs + limit_ns) break;
+        set_timer(now_ns + limit_ns - own_ns + kResumeNs);
     }
+    if (at_end) at_end();
     if (!stopped && (ptrace(PTRACE_INTERRUPT, pid_, nullptr, nullptr) != 0 || !wait_stopped())) {
         out.end = End::gone;
         return out;

@@ -74,8 +74,9 @@ class ShadowSpace {
         std::uint64_t cpu_ns = 0;
     };
     /// Lets it go on for `limit_ns` of wall time. `on_missing(page)` is asked for each page that isn't there:
-    /// true where it has been filled.
-    Run run(std::uint64_t limit_ns, const std::function<bool(std::uint64_t)>& on_missing);
+    /// true where it has been filled. `at_end`: as soon as it won't be asked any more.
+    Run run(std::uint64_t limit_ns, const std::function<bool(std::uint64_t)>& on_missing,
+            const std::function<void()>& at_end = {});
     /// CPU time of a run that does nothing; 0: something is refused here, and nothing else may be called.
     [[nodiscard]] std::uint64_t empty_run_ns() const { return empty_ns_; }
     /// Where it runs from now on.
@@ -100,6 +101,7 @@ class ShadowSpace {
     bool answer_call();
     bool write_vdso();
     bool wait_stopped();
+    void set_timer(std::uint64_t at_ns) const;
     [[nodiscard]] std::uint64_t thread_cpu_ns() const;
 
     static constexpr std::uint64_t kPage = ShadowShared::kPageBytes;
@@ -123,7 +125,7 @@ class ShadowSpace {
     std::uint64_t empty_ns_ = 0;
     std::optional<ShadowVdso> vdso_;
     pid_t pid_ = -1;
-    base::UniqueFd faults_, schedstat_, memory_;
+    base::UniqueFd faults_, schedstat_, memory_, timer_;
 };
 
 }  // namespace memattach::probe

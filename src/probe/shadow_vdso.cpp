@@ -26,7 +26,9 @@ constexpr std::size_t kDistanceAt = 3;  ///< of the first instruction's distance
 }  // namespace
 
 ShadowVdso::ShadowVdso(const process::Memory& target, const process::Mapping& mapping)
-    : start_(mapping.start.value()), image_(mapping.size_bytes(), std::byte{0xCC}) {
+    : start_(mapping.start.value()),
+      image_(mapping.size_bytes(), std::byte{0xCC}),
+      times_offset_(image_.size()) {
     const auto elf = elf::MemoryImage::read(target, mapping.start);
     const auto function = elf ? elf->find_symbol("__vdso_clock_gettime") : std::nullopt;
     constexpr std::size_t kTimesBytes = kClocks * 2 * sizeof(std::uint64_t);
@@ -37,19 +39,23 @@ ShadowVdso::ShadowVdso(const process::Memory& target, const process::Mapping& ma
     std::memcpy(image_.data() + at, kCode.data(), kCode.size());
     const auto distance = static_cast<std::int32_t>(times - (at + kDistanceAt + 4));
     std::memcpy(image_.data() + at + kDistanceAt, &distance, sizeof distance);
-    clocks_at_ = times;
-    read_clocks();
+    times_offset_ = times;
+    for (std::size_t clock = 0; clock < kClocks; ++clock) read_clock(clock);
+}
+
+void ShadowVdso::read_clock(std::size_t clock) {
+    timespec now{};
+    ::clock_gettime(static_cast<clockid_t>(clock), &now);
+    const std::array<std::uint64_t, 2> words = {static_cast<std::uint64_t>(now.tv_sec),
+                                                static_cast<std::uint64_t>(now.tv_nsec)};
+    std::memcpy(image_.data() + times_offset_ + clock * sizeof words, words.data(), sizeof words);
 }
 
 void ShadowVdso::read_clocks() {
-    if (clocks_at_ == 0) return;
-    for (std::size_t clock = 0; clock < kClocks; ++clock) {
-        timespec now{};
-        ::clock_gettime(static_cast<clockid_t>(clock), &now);
-        const std::array<std::uint64_t, 2> words = {static_cast<std::uint64_t>(now.tv_sec),
-                                                    static_cast<std::uint64_t>(now.tv_nsec)};
-        std::memcpy(image_.data() + clocks_at_ + clock * sizeof words, words.data(), sizeof words);
-    }
+    if (times_offset_ == image_.size()) return;
+    for (const clockid_t clock : {CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME_COARSE,
+                                  CLOCK_MONOTONIC_COARSE, CLOCK_BOOTTIME})
+        read_clock(static_cast<std::size_t>(clock));
 }
 
 }  // namespace memattach::probe

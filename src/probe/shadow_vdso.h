@@ -20,7 +20,10 @@ class ShadowVdso {
     [[nodiscard]] std::uint64_t start() const { return start_; }
     [[nodiscard]] std::uint64_t size_bytes() const { return image_.size(); }
     [[nodiscard]] std::span<const std::byte> image() const { return image_; }
-    /// The time is this moment's.
+    /// The part of it that read_clocks() changes, and where it is in the target.
+    [[nodiscard]] std::span<const std::byte> times() const { return image().subspan(times_offset_); }
+    [[nodiscard]] std::uint64_t times_start() const { return start_ + times_offset_; }
+    /// The time is this moment's; CPU time, which nobody but the kernel could tell, stays as it was.
     void read_clocks();
 
   private:
@@ -28,7 +31,10 @@ class ShadowVdso {
 
     std::uint64_t start_;
     std::vector<std::byte> image_;
-    std::size_t clocks_at_ = 0;  ///< of the clocks' times: kClocks times {seconds, nanoseconds}; 0: no code
+    /// kClocks times {seconds, nanoseconds}; the image's end where there is no code.
+    std::size_t times_offset_;
+
+    void read_clock(std::size_t clock);
 };
 
 }  // namespace memattach::probe

@@ -110,6 +110,8 @@ class GroupSchedule {
     [[nodiscard]] Length length_of(const Closed& window) const;
     void record(const Closed& window, Length length);
     void learn_density(double hits, double bytes, double own_ns);
+    [[nodiscard]] double long_density() const;
+    [[nodiscard]] bool prefers_clock();
     [[nodiscard]] double window_cpu_ns(Moment now) const;
     void begin_window(Moment now);
     void review_always(Moment now);
@@ -127,6 +129,7 @@ class GroupSchedule {
 
     /// Hits and bytes per ns of own time in which the group is armed.
     RunningMean hits_, bytes_;
+    RunningMean long_hits_, long_own_;  ///< of more windows, each as long as it was
     double armed_ns_ = 0;
 
     // the present span, in own time
@@ -147,12 +150,15 @@ class GroupSchedule {
     bool dense_ = false;  ///< the window is planned for hits so dense that the CPU clock can't tell its time
     // windows that are spent by a shadow
     bool copies_ = false, copy_ready_ = false;
-    bool copy_ = false;          ///< the present window is one
-    bool copy_pending_ = false;  ///< its result is awaited
-    int failed_copies_ = 0;      ///< in a row
-    double copy_span_ns_ = 0;    ///< what it stands for
-    RunningMean copy_cost_;      ///< what such a window costs, ns
-    double carried_ns_ = 0;      ///< spans whose windows came to nothing: the next one stands for them too
+    bool copy_ = false;                ///< the present window is one
+    bool copy_pending_ = false;        ///< its result is awaited
+    int failed_copies_ = 0;            ///< in a row
+    double copy_ns_ = 0;               ///< how long the next one is to be
+    RunningMean complete_;             ///< how many of them went as far as they were to
+    std::uint64_t clock_windows_ = 0;  ///< so many more go by the clock before that is asked again
+    double copy_span_ns_ = 0;          ///< what it stands for
+    RunningMean copy_cost_;            ///< what such a window costs, ns
+    double carried_ns_ = 0;  ///< spans whose windows came to nothing: the next one stands for them too
     RunningMean pooled_own_, pooled_hits_;  ///< by the clock
     std::uint64_t cut_windows_ = 0, copied_windows_ = 0, dense_windows_ = 0;
 };

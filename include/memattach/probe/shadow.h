@@ -14,12 +14,18 @@
 ///     (the thread is held)   sets the registers, lets it go;    system call or fault
 ///                            brings the pages that it misses
 ///     the thread goes on   ← and lets it go again, to count   → the same
-///                            and to time;
+///                            and to time, and half as far;
 ///                            and to look at some allocations  → the same, stopping at them
 ///     hits and own time    ← samples, their window
 ///
 /// The result is a window as one in the target itself would be: a stretch of own time of known length at a
 /// random moment, the allocations that were sampled in it, and those of them that were freed in it.
+///
+/// Four runs of a state: one that finds the pages, while the thread is held; one that is counted and timed; one
+/// half as far, for what a cold start costs; one that stops at some of the allocations. A run that can't go as
+/// far as it was to (a page that took too long, a system call) would hide what comes behind such places:
+/// windows are as short as nearly all can be in full (GroupSchedule), and where even that is too long and hits
+/// are far enough apart, windows in the target are better.
 ///
 /// The shadow can do nothing but compute. It has no memory in common with the target, it is traced with
 /// PTRACE_SYSEMU, so that no system call of it is executed, and under seccomp's strict mode beside; it dies
@@ -59,7 +65,8 @@ struct ShadowWindow {
 
 /// What came of it: so many hits of the group's sites in so much own time, the whole window.
 struct ShadowResult {
-    bool ran = false;  ///< else nothing could be measured, and nothing was told
+    bool ran = false;       ///< else nothing could be measured, and nothing was told
+    bool complete = false;  ///< it went as far as it was to
     double own_ns = 0;
     double hits = 0;
     double bytes = 0;
@@ -79,6 +86,7 @@ struct ShadowShared {
     };
 
     std::atomic<std::uint32_t> state;
+    std::atomic<std::uint32_t> announced;  ///< by the tracing process: it is about to submit something
     ShadowWindow window;
     std::int32_t tid;
     std::int32_t tracer_cpu;  ///< −1: unknown
@@ -104,6 +112,8 @@ class Shadow {
     [[nodiscard]] bool is_available() const;
     /// Whether submit() would be taken. Asked for the first time it has a shadow made.
     [[nodiscard]] bool is_ready();
+    /// A thread has been asked to stop. Being woken takes as long as that does.
+    void announce();
     /// `tid` is stopped and would go on with `registers`. Returns when it may. `own_cpu`: where the
     /// calling process is pinned to, or −1.
     void submit(const ShadowWindow& window, pid_t tid, const user_regs_struct& registers, int own_cpu);

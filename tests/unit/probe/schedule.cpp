@@ -30,6 +30,7 @@ struct Costs {
     double copy_ns = 300'000;  ///< to hold the thread for a shadow
     bool shadows = true;
     bool shadows_fail = false;  ///< they are promised for 50 ms, and never come
+    double reach_ns = 1e9;      ///< how far a shadow can go
 };
 
 struct Result {
@@ -61,14 +62,15 @@ Result run(const std::function<Step()>& program, double own_s, probe::SchedulePo
     struct {
         bool runs = false;
         probe::ShadowWindow window;
-        double until_own = 0, hits = 0, bytes = 0;
+        double length_ns = 0, until_own = 0, hits = 0, bytes = 0;
         std::map<int, double> lines;
     } shadow;
     const auto end_shadow = [&] {
-        const double length = shadow.window.own_ns;
+        const double length = shadow.length_ns;
         for (const auto& [line, bytes] : shadow.lines)
             result.estimate[line] += bytes * shadow.window.span_ns / length;
-        schedule.group(shadow.window.group).copied({true, length, shadow.hits, shadow.bytes});
+        schedule.group(shadow.window.group)
+            .copied({true, length >= shadow.window.own_ns, length, shadow.hits, shadow.bytes});
         shadow = {};
     };
     probe::Plan plan;
@@ -93,7 +95,8 @@ Result run(const std::function<Step()>& program, double own_s, probe::SchedulePo
             if (!group.copy || shadow.runs) continue;
             schedule.group(kind).copy_asked(now());
             const probe::ShadowWindow window = schedule.group(kind).copy();
-            shadow = {true, window, own + window.own_ns, 0, 0, {}};
+            const double length = std::min(window.own_ns, costs.reach_ns);
+            shadow = {true, window, length, own + length, 0, 0, {}};
             wall += costs.copy_ns;
             schedule.other_stop(kind, static_cast<std::uint64_t>(costs.copy_ns));
         }
@@ -242,6 +245,28 @@ TEST_CASE("where shadows turn out not to be there, windows go on by the clock") 
     CHECK(r.figures.object.windows > 20);
     CHECK(r.figures.overhead < 0.07);
     CHECK(r.ratio(2) / r.ratio(1) == doctest::Approx(1).epsilon(0.15));
+}
+
+TEST_CASE("windows are no longer than shadows can go") {
+    Costs costs;
+    costs.reach_ns = 120e3;
+    const Result r = run(steady(200, trace::AllocKind::malloc), 4, {}, costs);
+    CHECK(r.figures.malloc.copied_windows > r.figures.malloc.windows / 2);
+    CHECK(r.figures.overhead < 0.07);
+    CHECK(r.ratio(1) == doctest::Approx(1).epsilon(0.05));
+}
+
+TEST_CASE("shadows that can't go far are left to hits that the clock can't tell apart") {
+    Costs costs;
+    costs.reach_ns = 20e3;
+    costs.cold_ns = 750;
+    const Result apart = run(steady(2'500, trace::AllocKind::malloc), 10, {}, costs);
+    CHECK(apart.figures.malloc.copied_windows < apart.figures.malloc.windows / 4);
+    CHECK(apart.figures.overhead < 0.07);
+    CHECK(apart.ratio(1) == doctest::Approx(1).epsilon(0.4));
+    const Result dense = run(steady(200, trace::AllocKind::malloc), 4, {}, costs);
+    CHECK(dense.figures.malloc.copied_windows > dense.figures.malloc.windows / 2);
+    CHECK(dense.ratio(1) == doctest::Approx(1).epsilon(0.1));
 }
 
 TEST_CASE("a line that allocates in bursts is not counted for less than one that doesn't") {
