@@ -1,5 +1,5 @@
-"""The static binary (preset static): needs no file but itself, so that it can be copied to any machine. It is run in an
-empty root with nothing but /proc, against targets outside."""
+"""The static binary (target memattach_static, or preset static): needs no file but itself, so that it can be copied to
+any machine. It is run in an empty root with nothing but /proc, against targets outside."""
 
 import os
 import pathlib
@@ -7,16 +7,16 @@ import shutil
 import struct
 import subprocess
 
-from harness import TOP, LiveTest, each_python, main
+from harness import MEMATTACH, LiveTest, each_python, main
 
-STATIC = os.environ.get("MEMATTACH_STATIC") or str(TOP / "build/static/memattach")
+STATIC = os.environ.get("MEMATTACH_STATIC") or str(pathlib.Path(MEMATTACH).parent / "static/memattach")
 
 
 class Static(LiveTest):
     def setUp(self):
         super().setUp()
         if not os.access(STATIC, os.X_OK):
-            self.skipTest(f"{STATIC} is not there: cmake --preset static && cmake --build --preset static")
+            self.skipTest(f"{STATIC} is not there: cmake --build --preset release --target memattach_static")
 
     def test_it_needs_no_loader_and_no_library(self):
         image = pathlib.Path(STATIC).read_bytes()

@@ -1,5 +1,8 @@
 #include <elfutils/version.h>
 #include <fmt/format.h>
+#include <link.h>
+
+#include <cstddef>
 
 #include "command_line.h"
 
@@ -12,15 +15,31 @@ constexpr const char* kCompiler = "clang " __clang_version__;
 constexpr const char* kCompiler = "gcc " __VERSION__;
 #endif
 
+// Whether this program was linked statically: then its own headers, the first ones told, ask for no
+// interpreter.
+bool linked_statically() {
+    const auto first = [](dl_phdr_info* info, std::size_t, void* interpreter) {
+        for (int i = 0; i < info->dlpi_phnum; ++i) {
+            if (info->dlpi_phdr[i].p_type == PT_INTERP) {
+                *static_cast<bool*>(interpreter) = true;
+            }
+        }
+        return 1;
+    };
+    bool interpreter = false;
+    dl_iterate_phdr(first, &interpreter);
+    return !interpreter;
+}
+
 }  // namespace
 
 std::string version_text() {
     std::string facts =
         fmt::format("{}, {}, elfutils 0.{}, fmt {}.{}.{}", MEMATTACH_BUILD_TYPE, kCompiler, _ELFUTILS_VERSION,
                     FMT_VERSION / 10000, FMT_VERSION / 100 % 100, FMT_VERSION % 100);
-#ifdef MEMATTACH_STATIC
-    facts += ", static";
-#endif
+    if (linked_statically()) {
+        facts += ", static";
+    }
     if (const std::string sanitizers = MEMATTACH_SANITIZERS; !sanitizers.empty()) {
         facts += ", sanitizers " + sanitizers;
     }
