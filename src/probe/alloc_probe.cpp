@@ -57,7 +57,7 @@ void AllocProbe::start(Tracer& tracer) {
 
 void AllocProbe::finish() {
     if (!schedule_) return;
-    for (const auto kind : kKinds) set_armed(kind, false);
+    for (const auto kind : kKinds) set_armed(kind, Armed::nothing);
     schedule_->finish(moment(base::monotonic_ns()));
     send_windows();
     publish_figures();
@@ -69,13 +69,17 @@ std::uint64_t AllocProbe::on_time(std::uint64_t now_ns, bool& keep_running) {
     if (shared_.finish_asked.load(std::memory_order_acquire) != 0) keep_running = false;
     if (getppid() != shared_.analyser_pid.load(std::memory_order_relaxed)) keep_running = false;
     if (keep_running && now_ns >= plan_.wake_ns) apply_plan(now_ns);
+    end_tails(now_ns);
     notify(now_ns, false);
     constexpr std::uint64_t kPublishNs = 20'000'000;
     if (now_ns - published_ns_ > kPublishNs) {
         published_ns_ = now_ns;
         publish_figures();
     }
-    return plan_.wake_ns;
+    std::uint64_t wake_ns = plan_.wake_ns;
+    for (const Tail& tail : tails_)
+        if (tail.is_watched()) wake_ns = std::min(wake_ns, tail.until_ns);
+    return wake_ns;
 }
 
 bool AllocProbe::wants_null_trap() {
@@ -120,6 +124,7 @@ void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& 
     thread.last = {index, slot, 0};
     if (schedule_->group(site.group).is_windowed() && !in_window(site.group)) {
         hit_counts_ = false;
+        on_tail_hit(site, tid, regs);
         return;
     }
     if (site.kind == SiteKind::release) {
@@ -260,6 +265,10 @@ void AllocProbe::end_call(pid_t tid, Call& call, const user_regs_struct& regs) {
     (site.group == trace::AllocKind::mmap ? live_mappings_[block] : live_[block]) = call.event.size_bytes;
     shared_.figures.samples.fetch_add(1, std::memory_order_relaxed);
     send(call.event, call.frames);
+    if (call.event.window == 0 || site.group == trace::AllocKind::mmap) return;
+    Tail& tail = tail_of(site.group);
+    if (tail.window != call.event.window) tail = {call.event.window, {}, 0, 0};
+    tail.blocks[block] = call.event.time_ns;
 }
 
 /// `size_bytes` 0: the whole block. Blocks that weren't kept are only counted.
@@ -320,6 +329,7 @@ void AllocProbe::on_child(pid_t child) {
 
 void AllocProbe::on_exec() {
     armed_ = {};
+    tails_ = {};
     threads_.clear();
     TraceEvent event;
     event.type = TraceEventType::exec;

@@ -29,6 +29,7 @@ AllocTracer::AllocTracer(int pid, const python::Runtime& runtime, const process:
     if (const auto refusal = process::find_obstacle(pid)) base::throw_error("{}", refusal->text());
     sites_ = find_sites(pid, memory, runtime);
     process_ = std::make_unique<TraceProcess>(pid, runtime, sites_, options);
+    watch_ = std::make_unique<BlockWatch>(memory, runtime, sites_);
     due_ns_ = base::monotonic_ns() + kDrainEveryNs;
     poller_.add(process_->fd(), *this, 0);
 }
@@ -45,12 +46,36 @@ void AllocTracer::drain() {
     while (process_->shared().ring.read(event, frames_)) take(event, frames_);
     while (process_->shadow().ring.read(event, frames_)) take(event, frames_);
     deliver(false);
-    if (ending_) process_->shared().exit_drained.store(1, std::memory_order_release);
+    if (ending_) {
+        look_last();
+        process_->shared().exit_drained.store(1, std::memory_order_release);
+    }
 }
 
 void AllocTracer::on_time(std::uint64_t now_ns) {
-    due_ns_ = now_ns + kDrainEveryNs;
-    drain();
+    if (now_ns >= due_ns_) {
+        due_ns_ = now_ns + kDrainEveryNs;
+        drain();
+    }
+    if (now_ns >= watch_->due_ns()) look(now_ns);
+}
+
+void AllocTracer::look(std::uint64_t now_ns) {
+    ended_.clear();
+    watch_->look(now_ns, ended_);
+    pending_.insert(pending_.end(), ended_.begin(), ended_.end());
+    deliver(false);
+}
+
+/// While the target's memory is still there.
+void AllocTracer::look_last() {
+    if (looked_last_) return;
+    looked_last_ = true;
+    ended_.clear();
+    std::vector<trace::Unseen> unseen;
+    watch_->look_last(ended_, unseen);
+    pending_.insert(pending_.end(), ended_.begin(), ended_.end());
+    pending_.insert(pending_.end(), unseen.begin(), unseen.end());
 }
 
 void AllocTracer::take(const TraceEvent& event, std::vector<python::RawFrame>& frames) {
@@ -58,7 +83,11 @@ void AllocTracer::take(const TraceEvent& event, std::vector<python::RawFrame>& f
         case TraceEventType::alloc:
             take_alloc(event, frames);
             return;
+        case TraceEventType::content:
+            watch_->set_content(event.address, event.window, event.content);
+            return;
         case TraceEventType::free:
+            if (event.size_bytes == 0) watch_->forget(event.address);
             pending_.emplace_back(
                 trace::Free{event.time_ns, pid_, event.tid, event.address, event.size_bytes});
             return;
@@ -70,6 +99,7 @@ void AllocTracer::take(const TraceEvent& event, std::vector<python::RawFrame>& f
             return;
         case TraceEventType::exec:
             exec_seen_ = true;
+            watch_->lose_target();
             sink_.exec_seen(pid_);
             return;
         case TraceEventType::ending:
@@ -100,6 +130,29 @@ void AllocTracer::take_alloc(const TraceEvent& event, std::vector<python::RawFra
         pending.stack = sink_.intern_stack(stack_);
     }
     pending_.emplace_back(pending);
+    watch_->add(alloc);
+}
+
+/// How long a window's span is depends on what the windows before it have cost, and may be ten times as long
+/// as the next one's: samples of the one would stand for ten times as much, and figures would hang on a few
+/// of them. What the program does in a window doesn't know of that, so that windows of about one length share
+/// the spans of the last ones between them. (Its length may well have to do with what the program does: a
+/// window that was cut short stands for a span of its own.)
+void AllocTracer::even_out(trace::Window& window) {
+    constexpr std::size_t kLast = 24;
+    constexpr double kAlike = 1.5;
+    std::deque<Length>& lengths = lengths_.at(static_cast<std::size_t>(window.kind));
+    const Length present{static_cast<double>(window.own_ns), static_cast<double>(window.span_own_ns)};
+    lengths.push_back(present);
+    if (lengths.size() > kLast) lengths.pop_front();
+    Length sum{0, 0};
+    for (const Length& length : lengths) {
+        if (length.own_ns > kAlike * present.own_ns || kAlike * length.own_ns < present.own_ns) continue;
+        sum.own_ns += length.own_ns;
+        sum.span_ns += length.span_ns;
+    }
+    if (sum.own_ns > 0)
+        window.span_own_ns = static_cast<std::uint64_t>(sum.span_ns / sum.own_ns * present.own_ns);
 }
 
 void AllocTracer::take_window(const TraceEvent& event) {
@@ -112,6 +165,7 @@ void AllocTracer::take_window(const TraceEvent& event) {
     window.own_ns = event.own_ns;
     window.span_own_ns = event.span_own_ns;
     window.own_spread = event.own_spread;
+    if (window.id != 0) even_out(window);
     const double fraction =
         window.span_own_ns == 0
             ? 1
@@ -122,6 +176,8 @@ void AllocTracer::take_window(const TraceEvent& event) {
         window_fraction_[window_key(window.id, trace::AllocKind::mmap)] = fraction;
     }
     pending_.emplace_back(window);
+    if (window.id != 0 || !finished_)
+        watch_->window_over(window.kind, window.id, window.end_ns, base::monotonic_ns());
 }
 
 /// Hands on what is complete, in order. `all`: what still waits for its window at the end is dropped: its
@@ -146,6 +202,8 @@ void AllocTracer::deliver(bool all) {
             sink_.add(*free);
         } else if (const auto* window = std::get_if<trace::Window>(&next)) {
             sink_.add(*window);
+        } else if (const auto* unseen = std::get_if<trace::Unseen>(&next)) {
+            sink_.add(*unseen);
         }
     }
     if (window_fraction_.size() > 4096) window_fraction_.clear();
@@ -182,6 +240,7 @@ void AllocTracer::finish() {
     drain();
     process_->stop();
     drain();
+    look_last();
     deliver(true);
     const PatchTable& patches = process_->shared().patches;
     std::vector<std::uint64_t> pages;
@@ -207,6 +266,7 @@ AllocTracerStats AllocTracer::stats() const {
     out.coverage_malloc = figures.coverage_malloc.load();
     out.coverage_object = figures.coverage_object.load();
     out.text_verified = text_verified_;
+    out.watch = watch_->figures();
     out.has_objects = !sites_.object_name.empty();
     out.allocator = sites_.malloc_name;
     if (!sites_.object_name.empty()) out.allocator += " and " + sites_.object_name;

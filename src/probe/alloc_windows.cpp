@@ -18,7 +18,11 @@ void AllocProbe::apply_plan(std::uint64_t now_ns) {
     plan_ = schedule_->step(moment(now_ns));
     for (const auto kind : kKinds) {
         const GroupPlan& plan = plan_.of(kind);
-        set_armed(kind, plan.armed);
+        if (kind != trace::AllocKind::mmap && before.of(kind).window != 0 &&
+            plan.window != before.of(kind).window)
+            begin_tail(kind, now_ns);
+        const bool in_tail = kind != trace::AllocKind::mmap && tail_of(kind).is_watched();
+        set_armed(kind, plan.armed ? Armed::all : in_tail ? Armed::ends : Armed::nothing);
         if (plan.copy && kind != trace::AllocKind::mmap) ask_for_copy(kind);
         if (plan.window == 0 || plan.window == before.of(kind).window) continue;
         schedule_->group(kind).armed(moment(base::monotonic_ns()));
@@ -96,22 +100,28 @@ bool AllocProbe::in_window(trace::AllocKind kind) {
     return false;
 }
 
-void AllocProbe::set_armed(trace::AllocKind kind, bool armed) {
-    bool& is_armed = armed_[static_cast<std::size_t>(kind)];
-    if (is_armed == armed) return;
-    is_armed = armed;
+void AllocProbe::set_armed(trace::AllocKind kind, Armed armed) {
+    Armed& present = armed_[static_cast<std::size_t>(kind)];
+    if (present == armed) return;
+    const auto wants = [](Armed level, bool ends_blocks) {
+        return level == Armed::all || (level == Armed::ends && ends_blocks);
+    };
+    const Armed before = std::exchange(present, armed);
     for (std::size_t i = 0; i < sites_.size(); ++i) {
         const PlannedSite& planned = sites_[i];
         if (planned.site.group != kind) continue;
-        if (!armed) {
+        const bool ends_blocks = planned.site.args.old != Argument::none;
+        if (wants(before, ends_blocks) == wants(armed, ends_blocks)) continue;
+        if (wants(before, ends_blocks)) {
             tracer_->remove(planned.address);
         } else if (!tracer_->plant(planned.address, planned.point.displaced, planned.point.original, i)) {
             shared_.figures.plant_failures.fetch_add(1, std::memory_order_relaxed);
         }
     }
     for (const Redirect& redirect : map_.redirects) {
-        if (redirect.group != kind) continue;
-        if (armed) {
+        if (redirect.group != kind || wants(before, redirect.is_release) == wants(armed, redirect.is_release))
+            continue;
+        if (wants(armed, redirect.is_release)) {
             tracer_->redirect(redirect.slot.value(), redirect.original, redirect.alias);
         } else {
             tracer_->undo_redirect(redirect.slot.value());

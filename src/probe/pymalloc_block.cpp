@@ -18,7 +18,7 @@ constexpr std::uint32_t kSizeClasses = 512 / kAlignment;
 
 }  // namespace
 
-bool is_pymalloc_block(const process::Memory& memory, base::Address block) {
+std::optional<std::uint64_t> pymalloc_pool_bytes(const process::Memory& memory, base::Address block) {
     for (const std::uint64_t pool_bytes : kPoolBytes) {
         const std::uint64_t offset = block.value() % pool_bytes;
         if (offset < sizeof(PoolHeader)) continue;
@@ -27,10 +27,10 @@ bool is_pymalloc_block(const process::Memory& memory, base::Address block) {
         const std::uint32_t size = (pool->size_class + 1) * kAlignment;
         if (pool->max_next_offset == pool_bytes - size && (offset - sizeof(PoolHeader)) % size == 0 &&
             pool->next_offset > offset) {
-            return true;
+            return pool_bytes;
         }
     }
-    return false;
+    return std::nullopt;
 }
 
 }  // namespace memattach::probe

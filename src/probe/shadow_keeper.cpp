@@ -64,13 +64,14 @@ class Keeper {
   public:
     Keeper(pid_t target, const python::Runtime& runtime, const SiteMap& map,
            std::span<const PlannedSite> sites, const PatchTable& patches, ShadowShared& shared,
-           ShadowCounters& counters, std::span<const std::span<std::byte>> unmapped)
+           ShadowCounters& counters, std::span<const std::span<std::byte>> unmapped, int notify_fd)
         : target_(target),
           memory_(target),
           sites_(sites),
           shared_(shared),
           counters_(counters),
           unmapped_(unmapped),
+          notify_fd_(notify_fd),
           pages_(memory_, patches, map.redirects, shared),
           sampler_(target, memory_, runtime, map, sites, counters) {
         CPU_ZERO(&allowed_);
@@ -158,6 +159,7 @@ class Keeper {
         choose_cpu();
         space_->begin_state();
         pages_.begin_state();
+        sampler_.see_stack(shared_.registers.fs_base);
         const std::size_t missed_before = pages_.missed_data();
         int& complete = complete_runs_[group];
         if (complete >= kTrustedRuns) release();
@@ -225,6 +227,7 @@ class Keeper {
         if (!restore()) return;
         sampler_.run(*space_, pages_, window, shared_.tid, own_ns, hits, allocations);
         for (const auto& sample : sampler_.events()) shared_.ring.write(sample.event, sample.frames);
+        shared_.result = {true, complete, own_ns, hits, sampler_.bytes()};
         TraceEvent end;
         end.type = TraceEventType::window;
         end.window = window.id;
@@ -238,8 +241,9 @@ class Keeper {
             end.kind = kind;
             shared_.ring.write(end, {});
         }
-        shared_.samples.fetch_add(sampler_.events().size(), std::memory_order_relaxed);
-        shared_.result = {true, complete, own_ns, hits, sampler_.bytes()};
+        shared_.samples.fetch_add(sampler_.samples(), std::memory_order_relaxed);
+        const std::uint64_t one = 1;
+        if (::write(notify_fd_, &one, sizeof one) < 0) return;  // full: the reader has been told often enough
     }
 
     /// It went where nothing was mapped when the space was made: perhaps something is by now.
@@ -260,6 +264,7 @@ class Keeper {
     ShadowShared& shared_;
     ShadowCounters& counters_;
     std::span<const std::span<std::byte>> unmapped_;
+    int notify_fd_;
     ShadowPages pages_;
     ShadowSampler sampler_;
     std::vector<process::Mapping> mappings_;
@@ -314,7 +319,7 @@ void keep_shadow(pid_t target, const python::Runtime& runtime, const SiteMap& ma
             const std::uint32_t state = shared.state.load(std::memory_order_acquire);
             if (!keeper)
                 keeper.emplace(target, runtime, map, sites, patches, shared,
-                               *static_cast<ShadowCounters*>(counters), unmapped_in_shadow);
+                               *static_cast<ShadowCounters*>(counters), unmapped_in_shadow, files.notify_fd);
             if (state == ShadowShared::preparing) keeper->prepare();
             if (state == ShadowShared::submitted) keeper->serve();
         }

@@ -14,6 +14,13 @@ constexpr double kSamples = 48;
 constexpr std::uint64_t kBigBytes = 32 * 1024;
 constexpr std::uint64_t kLongestNs = 10'000'000;
 constexpr std::size_t kMostEvents = 1024;
+/// When the window is over the shadow goes on for so long, to see the end of what was just in use.
+constexpr double kGoOnShare = 2;
+constexpr std::uint64_t kGoOnNs = 100'000;
+/// A block that is older than this has been filled by who asked for it, or is being filled bit by bit.
+constexpr std::uint64_t kSettledNs = 20'000;
+constexpr std::uint64_t kPageBytes = ShadowShared::kPageBytes;
+constexpr std::uint64_t kMostHeldBytes = 16 * kPageBytes;
 
 /// The R (trace::Alloc::sampling_bytes) with which a block of `size_bytes` is kept with `probability`.
 double sampling_bytes(std::uint64_t size_bytes, double probability) {
@@ -28,11 +35,31 @@ std::size_t place_of(std::uint64_t block) {
 }  // namespace
 
 std::size_t ShadowMemory::read_up_to(base::Address from, std::span<std::byte> out) const {
-    if (shadow_) {
+    if (is_held_) {
+        const std::uint64_t first = from.value() & ~std::uint64_t{kPageBytes - 1};
+        for (std::uint64_t page = first; page < from.value() + out.size() && out.size() < kMostHeldBytes;
+             page += kPageBytes) {
+            const auto [kept, is_new] = held_.try_emplace(page);
+            if (is_new && !target_.read_exactly(base::Address(page), kept->second)) held_.erase(kept);
+        }
+    } else if (shadow_) {
         const std::size_t got = shadow_->read_up_to(from, out);
         if (got == out.size()) return got;
     }
-    return target_.read_up_to(from, out);
+    return copy_held(from.value(), out) ? out.size() : target_.read_up_to(from, out);
+}
+
+bool ShadowMemory::copy_held(std::uint64_t from, std::span<std::byte> out) const {
+    while (!out.empty()) {
+        const std::uint64_t offset = from % kPageBytes;
+        const auto page = held_.find(from - offset);
+        if (page == held_.end()) return false;
+        const std::size_t count = std::min<std::size_t>(out.size(), kPageBytes - offset);
+        std::copy_n(page->second.begin() + static_cast<std::ptrdiff_t>(offset), count, out.begin());
+        out = out.subspan(count);
+        from += count;
+    }
+    return true;
 }
 
 ShadowSampler::ShadowSampler(pid_t target, const process::Memory& memory, const python::Runtime& runtime,
@@ -75,6 +102,8 @@ void ShadowSampler::run(ShadowSpace& space, ShadowPages& pages, const ShadowWind
     call_.reset();
     live_.clear();
     events_.clear();
+    samples_ = 0;
+    is_over_ = false;
     bytes_ = 0;
     memory_.set_shadow(space.pid());
     draw(group_);
@@ -82,13 +111,19 @@ void ShadowSampler::run(ShadowSpace& space, ShadowPages& pages, const ShadowWind
     counters_.big_bytes = group_ == 0 ? kBigBytes : ShadowCounters::kNever;
     counters_.watched.fill(ShadowCounters::kNobody);
     const std::uint64_t start_ns = base::monotonic_ns();
-    const auto longest_ns = kLongestNs + static_cast<std::uint64_t>(2 * own_ns);
+    auto longest_ns = kLongestNs + static_cast<std::uint64_t>(2 * own_ns);
     while (allocations > 0) {
         const std::uint64_t passed_ns = base::monotonic_ns() - start_ns;
         if (passed_ns > longest_ns || events_.size() > kMostEvents) break;
         const auto run =
             space.run(longest_ns - passed_ns, [&](std::uint64_t page) { return pages.bring(space, page); });
-        if (run.end != ShadowSpace::End::stopped || this->hits(group_) > hits) break;
+        if (run.end != ShadowSpace::End::stopped) break;
+        if (!is_over_ && this->hits(group_) > hits) {
+            is_over_ = true;
+            draw_no_more();
+            longest_ns = passed_ns + static_cast<std::uint64_t>(kGoOnShare * own_ns) + kGoOnNs;
+        }
+        if (is_over_ && live_.empty() && !call_) break;
         const auto regs = space.registers();
         if (!regs) break;
         if (const auto site = space.stopped_at(regs->rip)) {
@@ -99,26 +134,58 @@ void ShadowSampler::run(ShadowSpace& space, ShadowPages& pages, const ShadowWind
     }
     if (call_) space.write_byte(call_->return_address, call_->displaced);
     call_.reset();
+    draw_no_more();
+    counters_.watched.fill(ShadowCounters::kNobody);
+    tell_contents();
+}
+
+void ShadowSampler::draw_no_more() {
     counters_.countdown = {ShadowCounters::kNever, ShadowCounters::kNever};
     counters_.big_bytes = ShadowCounters::kNever;
-    counters_.watched.fill(ShadowCounters::kNobody);
+}
+
+/// The shadow did what the target does, from the same state on: what its blocks hold now is what the target's
+/// hold a little after the window.
+void ShadowSampler::tell_contents() {
+    const std::uint64_t end_ns = present_ns();
+    for (std::size_t i = events_.size(); i-- > 0;) {
+        const TraceEvent& born = events_[i].event;
+        if (born.type != TraceEventType::alloc || live_.erase(born.address) == 0) continue;
+        Event told;
+        told.event.type = TraceEventType::content;
+        told.event.kind = born.kind;
+        told.event.window = born.window;
+        told.event.address = born.address;
+        told.event.time_ns = end_ns;
+        BlockContent& content = told.event.content;
+        content.count = BlockContent::words_of(born.size_bytes);
+        const base::Address block(born.address);
+        if (!memory_.read_touched(block,
+                                  std::as_writable_bytes(std::span(content.words).first(content.count))))
+            continue;
+        // Page-aligned blocks of other allocators than glibc's may have nothing in front.
+        static_cast<void>(memory_.read_touched(block - sizeof content.before,
+                                               std::as_writable_bytes(std::span(&content.before, 1))));
+        content.settled = end_ns > born.time_ns + kSettledNs ? 1 : 0;
+        events_.push_back(std::move(told));
+    }
 }
 
 void ShadowSampler::on_site(ShadowSpace& space, std::size_t index, const user_regs_struct& regs) {
     const PlannedSite& planned = sites_[index];
     const Site& site = planned.site;
-    const bool drawn = !site.is_release() && counters_.countdown[group_of(site.group)] == 0;
+    const bool drawn = !is_over_ && !site.is_release() && counters_.countdown[group_of(site.group)] == 0;
     const std::uint64_t slot = regs.rsp + planned.point.return_slot_bytes;
     if (drawn) draw(group_);
     if (call_ && call_->site->site.kind == SiteKind::reallocate && !site.is_release() &&
         call_->stack_pointer == slot + 8) {
         // glibc's realloc(NULL, n) jumps to malloc: the same call, and malloc's to count.
         space.write_byte(call_->return_address, call_->displaced);
-        counters_.countdown[group_] = call_->countdown;
+        if (!is_over_) counters_.countdown[group_] = call_->countdown;
         call_.reset();
     }
     if (site.args.old != Argument::none) end_block(argument(site.args.old, regs));
-    if (site.is_release() || call_ || group_of(site.group) != group_) return;
+    if (is_over_ || site.is_release() || call_ || group_of(site.group) != group_) return;
     const auto asked = requested_bytes(site, regs);
     const bool big =
         std::max(argument(site.args.size, regs), argument(site.args.count, regs)) > counters_.big_bytes;
@@ -174,13 +241,20 @@ void ShadowSampler::read_stack(std::uint64_t pthread, Event& sample) {
     sample.event.stack_broken = raw_.broken;
 }
 
+void ShadowSampler::see_stack(std::uint64_t pthread) {
+    memory_.begin_hold();
+    Event unused;
+    read_stack(pthread, unused);
+    memory_.end_hold();
+}
+
 /// False where the shadow can't go on.
 bool ShadowSampler::on_return(ShadowSpace& space, user_regs_struct regs) {
     Call call = std::move(*call_);
     call_.reset();
     space.write_byte(call.return_address, call.displaced);
     const Site& site = call.site->site;
-    if (site.kind == SiteKind::reallocate) counters_.countdown[group_] = call.countdown;
+    if (site.kind == SiteKind::reallocate && !is_over_) counters_.countdown[group_] = call.countdown;
     const bool is_own = regs.rsp == call.stack_pointer;  // else an outer call's return: not looked at further
     std::uint64_t block = regs.rax;
     if (site.kind == SiteKind::allocate_out) {
@@ -191,6 +265,7 @@ bool ShadowSampler::on_return(ShadowSpace& space, user_regs_struct regs) {
         bytes_ += static_cast<double>(call.sample.event.size_bytes) / call.probability;
         live_[block] = place_of(block);
         counters_.watched[place_of(block)] = block;
+        ++samples_;
         events_.push_back(std::move(call.sample));
     }
     regs.rip = call.return_address;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -18,16 +19,33 @@
 
 namespace memattach::probe {
 
-/// The shadow's memory, and behind it the target's, for what the shadow hasn't touched.
+/// The shadow's memory, and behind it the target's, for what the shadow hasn't touched: as it was when the
+/// thread was held where that was read then, else as it is now.
 class ShadowMemory final : public process::Memory {
   public:
     explicit ShadowMemory(const process::Memory& target) : target_(target) {}
     void set_shadow(pid_t pid) { shadow_.emplace(pid); }
+    /// The thread is held: from here to end_hold() reads are the target's, and their pages are kept until the
+    /// next hold.
+    void begin_hold() {
+        held_.clear();
+        is_held_ = true;
+    }
+    void end_hold() { is_held_ = false; }
+    /// Only what the shadow has touched.
+    [[nodiscard]] bool read_touched(base::Address from, std::span<std::byte> out) const {
+        return shadow_ && shadow_->read_exactly(from, out);
+    }
     [[nodiscard]] std::size_t read_up_to(base::Address from, std::span<std::byte> out) const override;
 
   private:
+    using Page = std::array<std::byte, ShadowShared::kPageBytes>;
+    [[nodiscard]] bool copy_held(std::uint64_t from, std::span<std::byte> out) const;
+
     const process::Memory& target_;
     std::optional<process::LiveMemory> shadow_;
+    bool is_held_ = false;
+    mutable std::unordered_map<std::uint64_t, Page> held_;
 };
 
 /// Runs a state that has been run before, stopping at some of its allocations.
@@ -35,6 +53,10 @@ class ShadowSampler {
   public:
     ShadowSampler(pid_t target, const process::Memory& memory, const python::Runtime& runtime,
                   const SiteMap& map, std::span<const PlannedSite> sites, ShadowCounters& counters);
+
+    /// The thread is held: reads its Python stack. Frames further out are hardly touched in a window, and the
+    /// target will have gone on to other lines by the time that a sample asks for them.
+    void see_stack(std::uint64_t pthread);
 
     struct Event {
         TraceEvent event;
@@ -44,7 +66,9 @@ class ShadowSampler {
     /// at.
     void run(ShadowSpace& space, ShadowPages& pages, const ShadowWindow& window, pid_t tid, double own_ns,
              double hits, double allocations);
+    /// Allocations, frees, and at last what the blocks hold that outlived the window.
     [[nodiscard]] const std::vector<Event>& events() const { return events_; }
+    [[nodiscard]] std::size_t samples() const { return samples_; }
     /// Bytes that were asked for, estimated.
     [[nodiscard]] double bytes() const { return bytes_; }
 
@@ -62,11 +86,13 @@ class ShadowSampler {
     };
 
     void draw(std::size_t group);
+    void draw_no_more();
     void on_site(ShadowSpace& space, std::size_t index, const user_regs_struct& regs);
     void begin(ShadowSpace& space, const PlannedSite& planned, double probability,
                const user_regs_struct& regs);
     bool on_return(ShadowSpace& space, user_regs_struct regs);
     void end_block(std::uint64_t block);
+    void tell_contents();
     void read_stack(std::uint64_t pthread, Event& sample);
     [[nodiscard]] std::uint64_t present_ns() const;
 
@@ -88,6 +114,8 @@ class ShadowSampler {
     std::optional<Call> call_;
     std::unordered_map<std::uint64_t, std::uint64_t> live_;  ///< sampled blocks: their places in the table
     std::vector<Event> events_;
+    std::size_t samples_ = 0;
+    bool is_over_ = false;  ///< the window: only ends of what was sampled are looked for
     double bytes_ = 0;
 };
 

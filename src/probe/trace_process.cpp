@@ -171,13 +171,13 @@ void TraceProcess::start_keeper(pid_t analyser, const python::Runtime& runtime, 
     for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGPIPE, SIGTSTP}) ::signal(signal, SIG_IGN);
     use_dev_null();
     alive_write_.reset();
-    close_other_files(std::array{alive_.get(), wake_keeper_.get()});
+    close_other_files(std::array{alive_.get(), wake_keeper_.get(), notify_.get()});
     const std::array unmapped{
         std::span(reinterpret_cast<std::byte*>(shared_), sizeof(TraceShared)),
         std::span(reinterpret_cast<std::byte*>(shadow_), sizeof(ShadowShared)),
     };
     keep_shadow(pid_, runtime, sites, planned_, shared_->patches, *shadow_,
-                {wake_keeper_.get(), alive_.get()}, unmapped);
+                {wake_keeper_.get(), alive_.get(), notify_.get()}, unmapped);
 }
 
 /// It ends by itself once the tracing process has, when it has told the window that it is at.

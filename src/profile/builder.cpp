@@ -82,6 +82,10 @@ void Builder::add(const trace::Window& window) {
     if (impl_->options.memory) impl_->ledger.add(window);
 }
 
+void Builder::add(const trace::Unseen& unseen) {
+    if (impl_->options.memory) impl_->ledger.add(unseen);
+}
+
 void Builder::add(const TimelinePoint& point) {
     // Ten points a second for an hour; then every other one goes, and so on.
     constexpr std::size_t kMaxPoints = 36'000;

@@ -68,6 +68,7 @@ void SampleSum::add(double value, double kept, trace::AllocKind kind, std::uint6
     value_ += value;
     ++samples_;
     const double variance = value * value * (1 - kept);
+    squares_ += window == 0 ? variance : value * value;
     if (window == 0) {
         kept_variance_ += variance;
         Seen& seen = unwindowed_.at(static_cast<std::size_t>(kind));
@@ -83,6 +84,7 @@ void SampleSum::add(double value, double kept, trace::AllocKind kind, std::uint6
 
 SampleSum& SampleSum::operator+=(const SampleSum& other) {
     value_ += other.value_;
+    squares_ += other.squares_;
     kept_variance_ += other.kept_variance_;
     known_variance_ += other.known_variance_;
     samples_ += other.samples_;
@@ -102,6 +104,7 @@ SampleSum& SampleSum::operator+=(const SampleSum& other) {
 SampleSum SampleSum::without(const SampleSum& part) const {
     SampleSum rest(*this);
     rest.value_ = std::max(0.0, value_ - part.value_);
+    rest.squares_ = std::max(0.0, squares_ - part.squares_);
     rest.kept_variance_ = std::max(0.0, kept_variance_ - part.kept_variance_);
     rest.known_variance_ += part.known_variance_;
     rest.samples_ = samples_ - std::min(samples_, part.samples_);
@@ -119,8 +122,23 @@ SampleSum SampleSum::without(const SampleSum& part) const {
     return rest;
 }
 
+void SampleSum::add_part(const SampleSum& other, double factor) {
+    value_ += factor * other.value_;
+    for (std::size_t kind = 0; kind < kAllocKinds; ++kind) {
+        if (!other.windowed_[kind]) continue;
+        if (!windowed_[kind]) windowed_[kind] = std::make_unique<Windowed>();
+        for (std::size_t g = 0; g < kWindowGroups; ++g)
+            windowed_[kind]->by_group[g] += factor * other.windowed_[kind]->by_group[g];
+    }
+}
+
+double SampleSum::most_unseen() const {
+    return value_ > 0 ? std::min(kMostUnseen * squares_ / value_, value_) : 0;
+}
+
 void SampleSum::scale(double factor) {
     value_ *= factor;
+    squares_ *= factor * factor;
     kept_variance_ *= factor * factor;
     known_variance_ *= factor * factor;
     for (Seen& seen : unwindowed_) seen.bytes *= factor;

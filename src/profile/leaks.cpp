@@ -83,9 +83,8 @@ std::string megabytes(double bytes) {
     return fmt::format("{:+.1f} MB", bytes / 1e6);
 }
 
-/// `explained`: the share of what all lines grow by, at least, that the process's own growth accounts for.
 std::optional<Leak> judge(const LeakCandidate& candidate, const AllWindowTimes& times,
-                          const LeakContext& context, double explained) {
+                          const LeakContext& context) {
     const MemoryFigures& memory = *candidate.memory;
     const double t = context.duration_s;
     const double growth = memory.growth.value();
@@ -105,10 +104,8 @@ std::optional<Leak> judge(const LeakCandidate& candidate, const AllWindowTimes& 
     const Cohort all = cohort(memory, t, 0, 1.01);
     if (old.alive < 2 || old.alive < 0.1 * all.alive) return std::nullopt;
 
-    double confidence = std::clamp(2 * normal_cdf(std::min(z_all, z_recent)) - 1, 0.0, 1.0);
+    const double confidence = std::clamp(2 * normal_cdf(std::min(z_all, z_recent)) - 1, 0.0, 1.0);
     const double live = memory.live.value();
-    const double unconfirmed = live > 0 ? std::clamp(memory.unconfirmed / live, 0.0, 1.0) : 0;
-    confidence *= 1 - unconfirmed * memory.all_missed * (1 - explained);
     if (confidence < kLeastConfidence) return std::nullopt;
 
     Leak leak;
@@ -126,16 +123,9 @@ std::optional<Leak> judge(const LeakCandidate& candidate, const AllWindowTimes& 
         "{:.0f} of {:.0f} sampled blocks from the first {:.0f} s still live; {} in the first "
         "half of the session, {} in the second",
         old.alive, old.born, 0.75 * t, megabytes(first_half), megabytes(live - first_half));
-    if (unconfirmed > 0.005) {
-        leak.evidence += fmt::format(
-            "; for {:.0f} % of the bytes frees were watched part of the time only (had all been freed, the "
-            "chance of seeing none is {} %)",
-            100 * unconfirmed,
-            memory.all_missed < 0.01 ? "below 1" : fmt::format("{:.0f}", 100 * memory.all_missed));
-        if (explained > 0.5) {
-            leak.evidence += fmt::format("; resident memory: {} a minute",
-                                         megabytes(context.rss_growth_bytes_per_min.value_or(0)));
-        }
+    if (memory.unconfirmed > 0.005 * live) {
+        leak.evidence += fmt::format("; {:.0f} % of it could not be looked at any more at the end",
+                                     100 * std::min(1.0, memory.unconfirmed / live));
     }
     if (context.limit_bytes && context.rss_bytes && *context.limit_bytes > *context.rss_bytes) {
         leak.seconds_to_limit = 60 * (*context.limit_bytes - *context.rss_bytes) / growth;
@@ -145,39 +135,12 @@ std::optional<Leak> judge(const LeakCandidate& candidate, const AllWindowTimes& 
 
 }  // namespace
 
-std::optional<double> rss_growth(const std::vector<TimelinePoint>& timeline) {
-    const auto slope_from = [&](std::size_t first) -> std::optional<double> {
-        double n = 0, t = 0, y = 0, tt = 0, ty = 0;
-        for (std::size_t i = first; i < timeline.size(); ++i) {
-            if (!timeline[i].rss_bytes) continue;
-            ++n;
-            t += timeline[i].t_s;
-            y += *timeline[i].rss_bytes;
-            tt += timeline[i].t_s * timeline[i].t_s;
-            ty += timeline[i].t_s * *timeline[i].rss_bytes;
-        }
-        const double spread = n * tt - t * t;
-        if (n < 5 || !(spread > 0)) return std::nullopt;
-        return 60 * (n * ty - t * y) / spread;
-    };
-    const auto all = slope_from(0);
-    const auto recent = slope_from(timeline.size() / 2);
-    return all && recent ? std::optional(std::min(*all, *recent)) : std::nullopt;
-}
-
 std::vector<Leak> find_leaks(const std::vector<LeakCandidate>& candidates, const AllWindowTimes& times,
                              const LeakContext& context) {
     std::vector<Leak> leaks;
     if (context.duration_s < kLeastDuration_s) return leaks;
-    double at_least = 0;  // what lines grow by together, by their intervals' lower ends
     for (const LeakCandidate& candidate : candidates) {
-        const SampleSum& growth = candidate.memory->growth;
-        at_least += std::max(0.0, growth.value() - growth.uncertainty(times).half_width95());
-    }
-    const double rss = context.rss_growth_bytes_per_min.value_or(0);
-    const double explained = at_least > 0 ? std::clamp(rss / at_least, 0.0, 1.0) : 0;
-    for (const LeakCandidate& candidate : candidates) {
-        if (auto leak = judge(candidate, times, context, explained)) leaks.push_back(std::move(*leak));
+        if (auto leak = judge(candidate, times, context)) leaks.push_back(std::move(*leak));
     }
     std::sort(leaks.begin(), leaks.end(), [](const Leak& a, const Leak& b) {
         if (a.growth_bytes_per_min != b.growth_bytes_per_min) {

@@ -7,13 +7,6 @@
 
 namespace memattach::profile {
 
-namespace {
-
-/// Windows whose end is remembered, or waited for, of each kind.
-constexpr std::size_t kRecentWindows = 64;
-
-}  // namespace
-
 std::size_t Ledger::KeyHash::operator()(const Key& key) const {
     std::uint64_t hash = (key.address ^ (static_cast<std::uint64_t>(key.pid) << 48)) * 0x9E3779B97F4A7C15ULL;
     return static_cast<std::size_t>(hash ^ (hash >> 32));
@@ -56,7 +49,7 @@ void Ledger::advance(std::uint64_t time_ns) {
     }
     if (any_windowed_) {
         // The more blocks there are, the seldomer: at most a hundredth of the time goes into it.
-        const double every_ns = std::max(1e9, static_cast<double>(blocks_.size()) * 1.5e5);
+        const double every_ns = std::max(1e9, static_cast<double>(blocks_.size()) * 1e4);
         if (now_ns_ - estimated_ns_ >= every_ns) estimate_windowed();
     }
 }
@@ -86,7 +79,7 @@ void Ledger::add(const trace::Alloc& alloc, CellId cell) {
     advance(alloc.time_ns);
     const Key key{alloc.pid, alloc.address};
     if (const auto old = blocks_.find(key); old != blocks_.end()) {
-        end_block(old->second, false, 1);
+        end_block(old->second, false, 1, now_ns_);
         erase(key);
     }
     // A block of 0 bytes is kept as if it had one (and stands for none).
@@ -100,29 +93,15 @@ void Ledger::add(const trace::Alloc& alloc, CellId cell) {
     account.count.add(times, kept, alloc.kind, alloc.window);
     account.born[slots_.slot_of(since_start(alloc.time_ns))] += 1;
 
-    Block block{index, alloc.kind, alloc.size_bytes, size * times, kept, alloc.window, alloc.time_ns, 0};
+    Block block{index, alloc.kind, alloc.size_bytes, size * times, kept, alloc.window, alloc.time_ns, false};
     if (thinned_ > 0) {
-        // Only one in 2^thinned is tracked; which one is as good as random in its address and time.
-        const std::uint64_t dice =
-            (alloc.address * 0x9E3779B97F4A7C15ULL) ^ (alloc.time_ns * 0xD1B54A32D192ED03ULL);
-        if ((dice >> 40) % (std::uint64_t{1} << thinned_) != 0) return;
+        const std::uint64_t bits = trace::thinning_bits(alloc.address, alloc.time_ns);
+        if (bits % (std::uint64_t{1} << thinned_) != 0) return;
         block.weight = std::ldexp(block.weight, static_cast<int>(thinned_));
         block.kept = std::ldexp(block.kept, -static_cast<int>(thinned_));
     }
-    Kind& kind = kinds_.at(static_cast<std::size_t>(alloc.kind));
     if (alloc.window != 0) {
         any_windowed_ = true;
-        if (!kind.windowed) {
-            kind.windowed = true;
-            kind.broken_at_ns.push_back(alloc.time_ns);
-        }
-        const WindowKey window{alloc.window, alloc.pid};
-        if (const auto end = kind.recent_ends.find(window); end != kind.recent_ends.end()) {
-            block.closed_ns = std::max(end->second, block.birth_ns + 1);
-        } else {
-            kind.open[window].push_back(key);
-            if (kind.open.size() > kRecentWindows) close(kind, kind.open.begin()->first, alloc.time_ns);
-        }
     } else {
         change(account, block.weight, 0, block.variance());
     }
@@ -131,49 +110,33 @@ void Ledger::add(const trace::Alloc& alloc, CellId cell) {
     if (blocks_.size() > max_blocks_) thin();
 }
 
-/// Books the end of `part` of a block. `seen`: at the present time; else at some time since it was last known
-/// to live.
-void Ledger::end_block(const Block& block, bool seen, double part) {
+void Ledger::end_block(const Block& block, bool seen, double part, double end_ns) {
     Account& account = accounts_[block.account];
     const double birth = since_start(block.birth_ns);
-    const double age = std::max(0.0, now_ns_ - birth);
+    const double end = std::clamp(end_ns, std::min(birth, now_ns_), now_ns_);
+    const double age = std::max(0.0, end - birth);
     const double weight = block.weight * part;
-    const std::uint64_t closed_ns = closed_at(block);
-    const bool gap = closed_ns != 0 && since_start(closed_ns) < now_ns_;
-    const double watched = gap ? since_start(closed_ns) - birth : age;
-    if (part == 1) {
-        LifeTable& lifetimes = account.lifetimes[block.kind == trace::AllocKind::object ? 1 : 0];
-        lifetimes.add_watched(watched);
-        if (seen) {
-            lifetimes.add_end(age);
-            if (gap) {
-                lifetimes.add_gap(watched, age);
-                const Kind& kind = kinds_[static_cast<std::size_t>(block.kind)];
-                const double overall = times_[static_cast<std::size_t>(block.kind)].fraction();
-                const double armed =
-                    std::max(kind.armed.shares(overall)[LifeTable::bin_of(age)], overall / 10);
-                account.late_variance += weight * weight * (1 - armed) / (armed * armed);
-            }
-        }
-    }
     if (seen && age < static_cast<double>(kTemporaryNs)) {
         account.temporary.add(weight, block.kept, block.kind, block.window);
     }
+    // Moments of its lifetime; the slope of live bytes is linear in them.
+    const double s = 1e-9;
+    const double v = age * s;
+    const double u = (end * end - birth * birth) * s * s / 2;
     if (block.window == 0) {
         change(account, -weight, 0, -block.variance());
-        // Moments of its lifetime; the slope of live bytes is linear in them.
-        const double s = 1e-9;
-        const double v = age * s;
-        const double u = (now_ns_ * now_ns_ - birth * birth) * s * s / 2;
         const double variance = weight * weight * (1 - block.kept);
         account.dead_v += weight * v;
         account.dead_u += weight * u;
         account.dead_vv += variance * v * v;
         account.dead_uv += variance * u * v;
         account.dead_uu += variance * u * u;
-    } else if (!gap) {
-        account.brief_byte_ns += weight * age;
+        return;
     }
+    // How much these vary is seen from one group of windows to the other.
+    account.windowed_dead_v.add(weight * v, 1, block.kind, block.window);
+    account.windowed_dead_u.add(weight * u, 1, block.kind, block.window);
+    if (birth > estimated_ns_ - kYoungNs) account.brief_byte_ns += weight * age;
 }
 
 void Ledger::erase(const Key& key) {
@@ -195,7 +158,7 @@ void Ledger::add(const trace::Free& free) {
         ++unknown_frees_;
         return;
     }
-    end_block(block->second, true, 1);
+    end_block(block->second, true, 1, since_start(free.time_ns));
     erase(key);
 }
 
@@ -223,7 +186,7 @@ void Ledger::unmap(const trace::Free& free) {
         const auto share = [&](std::uint64_t bytes) {
             return static_cast<double>(bytes) / static_cast<double>(size);
         };
-        end_block(block, true, share(cut_to - cut_from));
+        end_block(block, true, share(cut_to - cut_from), since_start(free.time_ns));
         erase(key);
         const auto keep = [&](std::uint64_t address, std::uint64_t bytes) {
             if (bytes == 0) return;
@@ -242,50 +205,20 @@ void Ledger::unmap(const trace::Free& free) {
 
 void Ledger::add(const trace::Window& window) {
     advance(window.end_ns);
-    const auto index = static_cast<std::size_t>(window.kind);
-    Kind& kind = kinds_.at(index);
-    if (window.id == 0) {
-        kind.windowed = false;
-        return;
-    }
+    if (window.id == 0) return;
     any_windowed_ = true;
-    if (!kind.windowed) {
-        kind.windowed = true;
-        kind.broken_at_ns.push_back(window.start_ns);
-    }
-    times_[index].add(window);
-    kind.armed.add(window);
-    close(kind, {window.id, window.pid}, window.end_ns);
-    // Samples may be told after their window: the ends of the last ones are kept.
-    kind.recent_ends[{window.id, window.pid}] = window.end_ns;
-    if (kind.recent_ends.size() > kRecentWindows) kind.recent_ends.erase(kind.recent_ends.begin());
+    times_.at(static_cast<std::size_t>(window.kind)).add(window);
 }
 
-/// From `end_ns` on the blocks of `window` are watched in later windows only.
-void Ledger::close(Kind& kind, const WindowKey& window, std::uint64_t end_ns) {
-    const auto open = kind.open.find(window);
-    if (open == kind.open.end()) return;
-    for (const Key& key : open->second) {
-        const auto block = blocks_.find(key);
-        if (block == blocks_.end() || block->second.window != window.first) continue;
-        block->second.closed_ns = std::max(end_ns, block->second.birth_ns + 1);
-    }
-    kind.open.erase(open);
-}
-
-std::uint64_t Ledger::closed_at(const Block& block) const {
-    if (block.window != 0) return block.closed_ns;
-    const std::vector<std::uint64_t>& broken = kinds_.at(static_cast<std::size_t>(block.kind)).broken_at_ns;
-    const auto next = std::upper_bound(broken.begin(), broken.end(), block.birth_ns);
-    return next == broken.end() ? 0 : *next;
+void Ledger::add(const trace::Unseen& unseen) {
+    const auto block = blocks_.find({unseen.pid, unseen.address});
+    if (block != blocks_.end()) block->second.unseen = true;
 }
 
 void Ledger::thin() {
-    ++thinned_;
-    bool keep = false;
     for (auto it = blocks_.begin(); it != blocks_.end();) {
         Block& block = it->second;
-        keep = !keep;
+        const bool keep = (trace::thinning_bits(it->first.address, block.birth_ns) >> thinned_ & 1) == 0;
         const double weight = block.weight;
         const double variance = block.variance();
         if (keep) {
@@ -303,6 +236,7 @@ void Ledger::thin() {
             it = blocks_.erase(it);
         }
     }
+    ++thinned_;
 }
 
 }  // namespace memattach::profile

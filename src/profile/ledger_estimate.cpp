@@ -37,122 +37,33 @@ MemoryFigures& MemoryFigures::operator+=(const MemoryFigures& other) {
         born_in_slot[i] += other.born_in_slot[i];
         surviving_of_slot[i] += other.surviving_of_slot[i];
     }
-    lifetimes += other.lifetimes;
-    unwatched += other.unwatched;
-    all_missed *= other.all_missed;
     return *this;
 }
 
-std::vector<Ledger::Estimate> Ledger::estimate(double now_ns, const TimeSlots& slots, int rounds) const {
-    std::vector<Estimate> estimates(accounts_.size());
-    struct Unwatched {
-        const Block* block;
-        double closed_ns, age_ns;
-        std::size_t table;
-    };
-    // Blocks that can have ended unseen, by account.
-    std::vector<std::vector<Unwatched>> unwatched(accounts_.size());
+std::vector<Ledger::Living> Ledger::living(double now_ns, const TimeSlots& slots) const {
+    std::vector<Living> all(accounts_.size());
     const double each = std::ldexp(1.0, static_cast<int>(thinned_));
     const double duration_s = now_ns * 1e-9;
-    const auto add = [&](const Block& block, double alive) {
-        Estimate& estimate = estimates[block.account];
-        const double birth = since_start(block.birth_ns);
-        const double live = block.weight * alive;
-        estimate.live.add(live, block.kept, block.kind, block.window);
-        if (block.window != 0) estimate.windowed_live += live;
-        estimate.surviving[slots.slot_of(birth)] += static_cast<float>(each * alive);
-        if (duration_s >= kLeastSlope_s) {
-            estimate.growth.add(live * slope_of_survivor(birth * 1e-9, duration_s), block.kept, block.kind,
-                                block.window);
-        }
-    };
-    for (std::size_t i = 0; i < accounts_.size(); ++i) estimates[i].lifetimes = accounts_[i].lifetimes;
     for (const auto& [key, block] : blocks_) {
+        Living& living = all[block.account];
         const double birth = since_start(block.birth_ns);
-        // A block that its window saw until the session's last moment, and no longer, may be a temporary in
-        // flight. It stands for very many: it counts with its line's chance to outlive temporaries.
-        const double age =
-            std::max(block.window != 0 ? static_cast<double>(kTemporaryNs) : 0, now_ns - birth);
-        const std::uint64_t closed_ns = closed_at(block);
-        const double closed = closed_ns == 0 ? age : std::max(0.0, since_start(closed_ns) - birth);
-        const std::size_t table = block.kind == trace::AllocKind::object ? 1 : 0;
-        if (closed < age) {
-            unwatched[block.account].push_back({&block, closed, age, table});
-        } else {
-            estimates[block.account].lifetimes[table].add_watched(age);
-            add(block, 1);
-        }
-    }
-
-    constexpr std::array<trace::AllocKind, 2> kKindOfTable = {trace::AllocKind::malloc,
-                                                              trace::AllocKind::object};
-    std::array<LifeTable::ByAge, 2> armed{};
-    for (std::size_t t = 0; t < 2; ++t) {
-        const auto kind = static_cast<std::size_t>(kKindOfTable[t]);
-        armed[t] = kinds_[kind].armed.shares(times_[kind].fraction());
-    }
-    // Survival and time at risk depend on each other: each round gets older ages right.
-    std::vector<std::array<LifeTable, 2>> tables(accounts_.size());
-    for (std::size_t i = 0; i < accounts_.size(); ++i) {
-        tables[i] = estimates[i].lifetimes;
-        for (const Unwatched& w : unwatched[i]) {
-            tables[i][w.table].add_watched(w.closed_ns);
-            tables[i][w.table].add_gap(w.closed_ns, w.age_ns);
-        }
-    }
-    std::array<double, 2> youngest{};  ///< hazard of all accounts together
-    const auto survival_of = [&](std::size_t account) {
-        return std::array<Survival, 2>{Survival(tables[account][0].hazards(armed[0], youngest[0])),
-                                       Survival(tables[account][1].hazards(armed[1], youngest[1]))};
-    };
-    for (int round = 0; round <= rounds; ++round) {
-        std::array<LifeTable, 2> sums;
-        for (const std::array<LifeTable, 2>& table : tables) {
-            for (std::size_t t = 0; t < 2; ++t) sums[t] += table[t];
-        }
-        for (std::size_t t = 0; t < 2; ++t) youngest[t] = sums[t].hazards(armed[t], 0)[0];
-        const bool final = round == rounds;
-        for (std::size_t i = 0; i < accounts_.size(); ++i) {
-            if (unwatched[i].empty()) continue;
-            Estimate& estimate = estimates[i];
-            const std::array<Survival, 2> survival = survival_of(i);
-            std::array<LifeTable, 2> next = estimate.lifetimes;
-            for (const Unwatched& w : unwatched[i]) {
-                const Unseen unseen =
-                    judge_unseen(survival[w.table], armed[w.table], w.closed_ns, w.age_ns, &next[w.table]);
-                if (!final) continue;
-                add(*w.block, unseen.alive);
-                estimate.unconfirmed += w.block->weight * unseen.alive;
-                if (unseen.temporary > 0) {
-                    estimate.temporary.add(w.block->weight * unseen.temporary, w.block->kept, w.block->kind,
-                                           w.block->window);
-                }
-                estimate.unwatched += 1;
-                estimate.all_missed *= 1 - times_[static_cast<std::size_t>(w.block->kind)].fraction();
-            }
-            tables[i] = next;
-        }
-    }
-    for (std::size_t i = 0; i < accounts_.size(); ++i) {
-        Estimate& estimate = estimates[i];
-        estimate.lifetimes = tables[i];
-        if (unwatched[i].empty()) continue;
-        // An end that was seen in a share A of the time stands for 1/A of them, give or take: what is left is
-        // known no better than that, nor worse than not at all.
-        double weight = 0;
-        for (const Unwatched& w : unwatched[i]) weight += w.block->weight;
-        const double variance = std::min(accounts_[i].late_variance, weight * weight / 4);
-        estimate.live.add_known(0, variance);
+        living.live.add(block.weight, block.kept, block.kind, block.window);
+        living.surviving[slots.slot_of(birth)] += static_cast<float>(each);
+        if (block.unseen) living.unconfirmed += block.weight;
         if (duration_s >= kLeastSlope_s) {
-            const double slope = kPerMinute / duration_s;  // of a block born in the middle, or so
-            estimate.growth.add_known(0, variance * slope * slope);
+            living.growth.add(block.weight * slope_of_survivor(birth * 1e-9, duration_s), block.kept,
+                              block.kind, block.window);
         }
     }
-    return estimates;
+    return all;
 }
 
 void Ledger::estimate_windowed() {
-    const std::vector<Estimate> estimates = estimate(now_ns_, slots_, 6);
+    std::vector<SampleSum> live(accounts_.size());
+    for (const auto& [key, block] : blocks_) {
+        if (block.window == 0 || since_start(block.birth_ns) > now_ns_ - kYoungNs) continue;
+        live[block.account].add(block.weight, block.kept, block.kind, block.window);
+    }
     const double elapsed = std::max(1.0, now_ns_ - estimated_ns_);
     estimated_ns_ = now_ns_;
     // All at once as far as the peak is concerned: what falls first, then what rises.
@@ -160,17 +71,14 @@ void Ledger::estimate_windowed() {
     for (std::size_t i = 0; i < accounts_.size(); ++i) {
         Account& account = accounts_[i];
         const double brief = account.brief_byte_ns / elapsed;
-        changes[i] = estimates[i].windowed_live + brief - account.windowed_live;
+        changes[i] = live[i].value() + brief - account.windowed_live;
         account.brief_byte_ns = 0;
         if (account.windowed_live > 0 || changes[i] > 0) {
-            // From all its blocks, those that are watched without a break among them. Those that live briefly
-            // are known as well as all that the account allocates.
-            const double live =
-                std::max(0.0, estimates[i].live.uncertainty(times_).variance - account.live_variance);
+            // Those that live briefly are known as well as all that the account allocates.
             const double alloc = account.alloc.value();
             const double relative =
                 brief > 0 && alloc > 0 ? account.alloc.uncertainty(times_).variance / (alloc * alloc) : 0;
-            account.windowed_variance = live + brief * brief * relative;
+            account.windowed_variance = live[i].uncertainty(times_).variance + brief * brief * relative;
         }
         if (changes[i] < 0) change(account, 0, changes[i]);
     }
@@ -179,16 +87,15 @@ void Ledger::estimate_windowed() {
     }
 }
 
-MemoryFigures Ledger::figures_of(const Account& account, Estimate&& estimate, double now_ns,
+MemoryFigures Ledger::figures_of(const Account& account, Living&& living, double now_ns,
                                  const TimeSlots& slots, unsigned doublings) const {
     MemoryFigures figures;
     figures.alloc = account.alloc;
-    figures.live = std::move(estimate.live);
-    figures.growth = std::move(estimate.growth);
+    figures.live = std::move(living.live);
+    figures.growth = std::move(living.growth);
     figures.count = account.count;
-    figures.unconfirmed = estimate.unconfirmed;
+    figures.unconfirmed = living.unconfirmed;
     figures.temporary = account.temporary;
-    figures.temporary += estimate.temporary;
     const bool changed_since = account.peak == peak_;
     figures.peak = std::max(0.0, changed_since ? account.at_peak : account.live + account.windowed_live);
     figures.peak_variance =
@@ -203,11 +110,7 @@ MemoryFigures Ledger::figures_of(const Account& account, Estimate&& estimate, do
         figures.temporary.value() > freed) {
         figures.temporary.scale(std::max(0.0, freed) / figures.temporary.value());
     }
-    figures.unwatched = estimate.unwatched;
-    figures.all_missed = estimate.all_missed;
-    figures.surviving_of_slot = estimate.surviving;
-    figures.lifetimes = estimate.lifetimes[0];
-    figures.lifetimes += estimate.lifetimes[1];
+    figures.surviving_of_slot = living.surviving;
 
     const double t = now_ns * 1e-9;
     if (t >= kLeastSlope_s) {
@@ -216,6 +119,8 @@ MemoryFigures Ledger::figures_of(const Account& account, Estimate&& estimate, do
         const double variance =
             scale * scale * (account.dead_uu - t * account.dead_uv + t * t / 4 * account.dead_vv);
         figures.growth.add_known(value, std::max(0.0, variance));
+        figures.growth.add_part(account.windowed_dead_u, scale);
+        figures.growth.add_part(account.windowed_dead_v, -scale * t / 2);
     }
 
     TimeSlots::Values live_ns = account.live_ns;
@@ -240,11 +145,11 @@ Ledger::Result Ledger::evaluate(std::uint64_t end_ns) const {
     TimeSlots slots = slots_;
     const unsigned doublings = slots.doublings_for(result.duration_ns);
     slots.grow(doublings);
-    std::vector<Estimate> estimates = estimate(result.duration_ns, slots, 20);
+    std::vector<Living> all = living(result.duration_ns, slots);
     double live = 0;
     double peak = 0;
     for (std::size_t i = 0; i < accounts_.size(); ++i) {
-        result.cells.emplace_back(accounts_[i].cell, figures_of(accounts_[i], std::move(estimates[i]),
+        result.cells.emplace_back(accounts_[i].cell, figures_of(accounts_[i], std::move(all[i]),
                                                                 result.duration_ns, slots, doublings));
         live += result.cells.back().second.live.value();
         peak += result.cells.back().second.peak;

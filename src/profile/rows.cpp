@@ -130,17 +130,22 @@ void RowMaker::write_memory(Figures& f, const MemoryFigures& memory, const AllWi
     f.alloc_count = memory.count.value();
     f.alloc_count_ci95 = memory.count.uncertainty(times).half_width95();
     f.live_bytes = live;
-    f.live_ci95 = memory.live.uncertainty(times).half_width95();
+    // Where hardly a sampled block lives, a few may all the same.
+    const double unseen = memory.alloc.most_unseen();
+    f.live_ci95 = std::max(memory.live.uncertainty(times).half_width95(), unseen);
     f.live_unconfirmed_bytes = memory.unconfirmed;
     f.freed_bytes = std::max(0.0, alloc - live);
-    f.freed_ci95 = memory.alloc.without(memory.live).uncertainty(times).half_width95();
+    f.freed_ci95 = std::max(memory.alloc.without(memory.live).uncertainty(times).half_width95(), unseen);
     f.peak_bytes = std::max(0.0, memory.peak);
     f.peak_ci95 = kZ95 * std::sqrt(memory.peak_variance);
     f.temporary_bytes = memory.temporary.value();
     f.temporary_ci95 = memory.temporary.uncertainty(times).half_width95();
     if (duration_s >= 1) {
         f.growth_bytes_per_min = memory.growth.value();
-        f.growth_ci95 = memory.growth.uncertainty(times).half_width95();
+        // Least squares: a block that stays adds most to the slope where it is born in the middle, 3/2 of its
+        // bytes by the session's length.
+        f.growth_ci95 =
+            std::max(memory.growth.uncertainty(times).half_width95(), unseen * 1.5 * 60 / duration_s);
     }
 }
 
@@ -235,9 +240,9 @@ void RowMaker::write_files(Profile& profile, const Measured& measured) const {
             return a.line != b.line ? a.line < b.line : a.function < b.function;
         });
     }
-    profile.leaks = find_leaks(candidates, measured.times,
-                               {measured.duration_s, options_.memory_limit_bytes,
-                                profile.totals.rss_end_bytes, rss_growth(profile.timeline)});
+    profile.leaks =
+        find_leaks(candidates, measured.times,
+                   {measured.duration_s, options_.memory_limit_bytes, profile.totals.rss_end_bytes});
     std::stable_sort(profile.files.begin(), profile.files.end(), [](const FileRow& a, const FileRow& b) {
         const double ca = cost(a.figures);
         const double cb = cost(b.figures);

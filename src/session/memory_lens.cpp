@@ -47,6 +47,10 @@ void MemoryLens::add(const trace::Window& window) {
     recorder_.builder().add(window);
 }
 
+void MemoryLens::add(const trace::Unseen& unseen) {
+    recorder_.builder().add(unseen);
+}
+
 void MemoryAccount::add(const probe::AllocTracerStats& stats) {
     parts_.push_back(stats);
 }

@@ -85,7 +85,25 @@ class AllocProbe final : public TracerClient {
         LastHit last;
     };
 
-    void set_armed(trace::AllocKind kind, bool armed);
+    /// `ends`: only what may end a block.
+    enum class Armed : std::uint8_t { nothing, ends, all };
+    void set_armed(trace::AllocKind kind, Armed armed);
+    /// The blocks that were in use when a window of the group closed: most are freed very soon, and what
+    /// takes their addresses may look like them and stay. Frees are watched for a little longer.
+    struct Tail {
+        std::uint64_t window = 0;
+        std::unordered_map<std::uint64_t, std::uint64_t> blocks;  ///< of the window: when they were born
+        std::uint64_t until_ns = 0;                               ///< 0: the window is open, or there is none
+        std::uint32_t hits_left = 0;
+        [[nodiscard]] bool is_watched() const { return until_ns != 0; }
+    };
+    [[nodiscard]] Tail& tail_of(trace::AllocKind kind) {
+        return tails_[kind == trace::AllocKind::object ? 1 : 0];
+    }
+    void begin_tail(trace::AllocKind kind, std::uint64_t now_ns);
+    void on_tail_hit(const Site& site, pid_t tid, const user_regs_struct& regs);
+    void end_tail(trace::AllocKind kind);
+    void end_tails(std::uint64_t now_ns);
     void apply_plan(std::uint64_t now_ns);
     void send_windows();
     void take_shadow();
@@ -123,7 +141,8 @@ class AllocProbe final : public TracerClient {
     pid_t asked_tid_ = 0;                        ///< being stopped for a shadow
     std::optional<trace::AllocKind> shadow_of_;  ///< for whom the shadow is at work
     std::vector<PlannedSite> sites_;
-    std::array<bool, 3> armed_{};  ///< by AllocKind
+    std::array<Armed, 3> armed_{};  ///< by AllocKind
+    std::array<Tail, 2> tails_;     ///< of malloc and of object
     std::unordered_map<pid_t, ThreadCalls> threads_;
     std::unordered_map<std::uint64_t, ReturnPoint> return_points_;
     std::unordered_map<std::uint64_t, std::uint64_t> live_;  ///< kept blocks of malloc and object: size

@@ -7,6 +7,8 @@
 ///     tracer.stats();
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -15,6 +17,7 @@
 #include <variant>
 #include <vector>
 
+#include "memattach/probe/block_watch.h"
 #include "memattach/probe/sites.h"
 #include "memattach/probe/source.h"
 #include "memattach/probe/trace_process.h"
@@ -38,6 +41,7 @@ class AllocSink {
     virtual void add(const trace::Alloc& alloc, StackId stack) = 0;
     virtual void add(const trace::Free& free) = 0;
     virtual void add(const trace::Window& window) = 0;
+    virtual void add(const trace::Unseen& unseen) = 0;
     /// The target made a process with a copy of its memory; told at once.
     virtual void child_forked(int pid) = 0;
     /// The target replaced its program: no more will come.
@@ -53,6 +57,7 @@ struct AllocTracerStats {
     double overhead_pct = 0;
     double coverage_malloc = 0;
     double coverage_object = 0;
+    BlockWatch::Figures watch;
     bool has_objects = false;           ///< Python's small objects are seen
     std::optional<bool> text_verified;  ///< after finish()
     std::string allocator;              ///< "glibc", "pymalloc"
@@ -69,7 +74,7 @@ class AllocTracer final : public Source {
     ~AllocTracer() override;
 
     void on_ready(std::uint64_t, bool) override { drain(); }
-    [[nodiscard]] std::uint64_t due_ns() const override { return due_ns_; }
+    [[nodiscard]] std::uint64_t due_ns() const override { return std::min(due_ns_, watch_->due_ns()); }
     void on_time(std::uint64_t now_ns) override;
     void finish() override;
 
@@ -83,12 +88,15 @@ class AllocTracer final : public Source {
         trace::Alloc alloc;
         AllocSink::StackId stack{};
     };
-    using Pending = std::variant<PendingAlloc, trace::Free, trace::Window>;
+    using Pending = std::variant<PendingAlloc, trace::Free, trace::Window, trace::Unseen>;
 
     void drain();
+    void look(std::uint64_t now_ns);
+    void look_last();
     void take(const TraceEvent& event, std::vector<python::RawFrame>& frames);
     void take_alloc(const TraceEvent& event, std::vector<python::RawFrame>& frames);
     void take_window(const TraceEvent& event);
+    void even_out(trace::Window& window);
     void deliver(bool all);
     AllocSink::StackId native_stack(std::uint64_t caller);
     std::string module_of(std::uint64_t address);
@@ -100,10 +108,16 @@ class AllocTracer final : public Source {
     SiteMap sites_;
     python::CodeCache codes_;
     std::unique_ptr<TraceProcess> process_;
+    std::unique_ptr<BlockWatch> watch_;
+    std::vector<trace::Free> ended_;
     std::uint64_t due_ns_ = 0;
     /// In the order of events. What was seen in a window waits until the window's weight is known.
     std::deque<Pending> pending_;
     std::unordered_map<std::uint64_t, double> window_fraction_;  ///< by window id and kind
+    struct Length {
+        double own_ns, span_ns;
+    };
+    std::array<std::deque<Length>, 3> lengths_;  ///< of the last windows, by kind
     std::vector<process::Mapping> maps_;
     std::uint64_t maps_read_ns_ = 0;
     std::unordered_map<std::string, AllocSink::StackId> native_stacks_;
@@ -113,6 +127,7 @@ class AllocTracer final : public Source {
     trace::Stack stack_;
     bool ending_ = false;
     bool finished_ = false;
+    bool looked_last_ = false;
     bool exec_seen_ = false;
     std::optional<bool> text_verified_;
 };

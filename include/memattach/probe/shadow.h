@@ -99,7 +99,7 @@ struct ShadowShared {
 
     ShadowResult result;
     std::atomic<std::uint64_t> samples;
-    TraceRing ring;  ///< samples, their frees and their windows, for the analysing process
+    TraceRing ring;  ///< samples, their frees, contents and windows, for the analysing process
 };
 
 /// The tracing process's side.
@@ -131,7 +131,8 @@ class Shadow {
 
 struct KeeperFiles {
     int wake_fd = -1;
-    int alive_fd = -1;  ///< reads end of file when the tracing process has ended
+    int alive_fd = -1;   ///< reads end of file when the tracing process has ended
+    int notify_fd = -1;  ///< an eventfd that is written to when there is something in the ring
 };
 
 /// The keeper's process: serves what is submitted until the tracing process ends. `patches`: what the

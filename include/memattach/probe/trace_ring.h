@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "memattach/probe/block_content.h"
 #include "memattach/python/reader.h"
 #include "memattach/trace/events.h"
 
@@ -16,9 +17,10 @@ enum class TraceEventType : std::uint8_t {
     alloc,
     free,
     window,
-    exec,    ///< the target runs another program now: nothing further comes
-    ending,  ///< its leader is about to end; its memory can be read until the analysing half has said so
-    child,   ///< a process was forked: tid is its id
+    content,  ///< what a block held when its window was over
+    exec,     ///< the target runs another program now: nothing further comes
+    ending,   ///< its leader is about to end; its memory can be read until the analysing half has said so
+    child,    ///< a process was forked: tid is its id
 };
 
 /// What the tracing process tells the analysing one. Which fields mean something depends on the type; those
@@ -39,6 +41,7 @@ struct TraceEvent {
     double armed_fraction = 1;
     double own_spread = 0;
     std::uint64_t caller = 0;  ///< alloc: where the call returns to
+    BlockContent content;      ///< content: of the block at `address`
 };
 
 /// One writer, one reader, in memory that they share; filled with zeros is empty. The writer never waits:

@@ -49,6 +49,7 @@ class Builder {
     void add(const trace::Alloc& alloc, StackId stack);
     void add(const trace::Free& free);
     void add(const trace::Window& window);
+    void add(const trace::Unseen& unseen);
     /// `live_bytes` is filled in by the builder where the point has none.
     void add(const TimelinePoint& point);
     void name_thread(int pid, int tid, const std::string& name);

@@ -75,7 +75,12 @@ class SampleSum {
     /// alone.
     [[nodiscard]] SampleSum without(const SampleSum& part) const;
     SampleSum& operator+=(const SampleSum& other);
+    /// Adds `factor` × other, of which the samples are not this sum's own: only what windows see of them.
+    void add_part(const SampleSum& other, double factor);
     void scale(double factor);
+    /// How much there may be, with 95 % confidence, of something of which none was among these samples: three
+    /// times what one of them stands for, the larger ones counting for more.
+    [[nodiscard]] double most_unseen() const;
 
     [[nodiscard]] double value() const { return value_; }
     [[nodiscard]] std::uint64_t samples() const { return samples_; }
@@ -95,6 +100,7 @@ class SampleSum {
     };
 
     double value_ = 0;
+    double squares_ = 0;        ///< of what samples stand for that might as well not have been seen
     double kept_variance_ = 0;  ///< of samples outside of windows
     double known_variance_ = 0;
     /// Those samples' own sizes, by kind: how large a block of this row is that no window happened to meet.

@@ -20,13 +20,7 @@ struct LeakContext {
     double duration_s = 0;
     std::optional<double> limit_bytes;  ///< the memory limit, and
     std::optional<double> rss_bytes;    ///< what the process has of it now
-    /// What the process's resident memory grows by; the lesser of the whole session's and its second half's
-    /// slope.
-    std::optional<double> rss_growth_bytes_per_min = std::nullopt;
 };
-
-/// The slope of resident memory for LeakContext.
-[[nodiscard]] std::optional<double> rss_growth(const std::vector<TimelinePoint>& timeline);
 
 /// Lines that keep more and more memory, fastest first, at most ten. A line is a suspect where
 ///  - its live bytes grow over the session, and the interval of that slope excludes zero;
@@ -34,10 +28,7 @@ struct LeakContext {
 ///  up and
 ///    down has a slope that its own scatter explains);
 ///  - blocks from the first three quarters survive (where only young blocks live, the line is busy, not
-///  leaking);
-///  - and, where ends could be missed, enough of the time was watched that they would have shown, or the
-///  process
-///    as a whole grows by as much as its growing lines do together: it wouldn't, were their blocks freed.
+///    leaking).
 /// Sessions under five seconds have no suspects: all memory is young.
 [[nodiscard]] std::vector<Leak> find_leaks(const std::vector<LeakCandidate>& candidates,
                                            const AllWindowTimes& times, const LeakContext& context);

@@ -71,7 +71,7 @@ struct Figures {
     std::optional<double> live_bytes;  ///< alloc_bytes − freed_bytes
     std::optional<double> live_ci95;
     std::optional<double>
-        live_unconfirmed_bytes;  ///< part of live_bytes whose end may have been missed ("not seen freed")
+        live_unconfirmed_bytes;  ///< part of live_bytes that could not be looked at at the end
     std::optional<double> peak_bytes;
     std::optional<double> peak_ci95;
     std::optional<double> temporary_bytes;

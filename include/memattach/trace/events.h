@@ -79,6 +79,19 @@ struct Free {
     std::uint64_t size_bytes = 0;  ///< munmap: how much; 0: the whole block
 };
 
+/// A block that lived when it was last looked at, and that could not be looked at any more when the session
+/// ended.
+struct Unseen {
+    std::int32_t pid = 0;
+    std::uint64_t address = 0;
+};
+
+/// Where there are too many blocks to follow, whoever follows them drops those whose lowest bit is set, later
+/// those whose next one is, and so on: everybody the same ones.
+constexpr std::uint64_t thinning_bits(std::uint64_t address, std::uint64_t time_ns) {
+    return ((address * 0x9E3779B97F4A7C15ULL) ^ (time_ns * 0xD1B54A32D192ED03ULL)) >> 40;
+}
+
 /// Everything that a profile is missing, by kind. It travels with the result.
 enum class Loss : std::uint8_t {
     torn_stacks,        ///< the stack changed while it was read, on every try: it may mix two moments

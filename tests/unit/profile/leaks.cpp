@@ -178,15 +178,3 @@ TEST_CASE("a session of four seconds has no suspects") {
     program.allocate(1, 4000, 50e6, 0, 4, [](double) { return kForEver; });
     CHECK(program.run(4).leaks.empty());
 }
-
-TEST_CASE("the growth of resident memory is the lesser slope of the session's and its second half's") {
-    std::vector<profile::TimelinePoint> timeline;
-    for (int i = 0; i <= 100; ++i) {
-        timeline.push_back({0.1 * i, 50e6 + 1e6 * 0.1 * i, std::nullopt, std::nullopt});
-    }
-    CHECK(profile::rss_growth(timeline).value() == doctest::Approx(60e6));
-    for (std::size_t i = 50; i < timeline.size(); ++i) timeline[i].rss_bytes = 55e6;  // it has filled up
-    CHECK(profile::rss_growth(timeline).value() == doctest::Approx(0).epsilon(1e-3));
-    for (profile::TimelinePoint& point : timeline) point.rss_bytes.reset();
-    CHECK_FALSE(profile::rss_growth(timeline));
-}
