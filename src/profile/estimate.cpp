@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <random>
+#include <vector>
 
 namespace memattach::profile {
 namespace {
@@ -130,6 +132,25 @@ void SampleSum::add_part(const SampleSum& other, double factor) {
         for (std::size_t g = 0; g < kWindowGroups; ++g)
             windowed_[kind]->by_group[g] += factor * other.windowed_[kind]->by_group[g];
     }
+}
+
+double SampleSum::chance_of_sign() const {
+    constexpr int kDraws = 2000;
+    std::vector<double> groups;
+    for (const std::unique_ptr<Windowed>& windowed : windowed_) {
+        if (!windowed) continue;
+        for (const double sum : windowed->by_group)
+            if (sum != 0) groups.push_back(sum);
+    }
+    std::mt19937 random(1);
+    std::normal_distribution<double> rest(0, std::sqrt(std::max(kept_variance_ + known_variance_, 1e-300)));
+    int as_large = 0;
+    for (int i = 0; i < kDraws; ++i) {
+        double sum = rest(random);
+        for (const double group : groups) sum += random() % 2 == 0 ? group : -group;
+        as_large += sum >= value_ * (1 - 1e-9) ? 1 : 0;
+    }
+    return (as_large + 1.0) / (kDraws + 1.0);
 }
 
 double SampleSum::most_unseen() const {

@@ -12,6 +12,14 @@ constexpr double kLeastDuration_s = 5;
 constexpr std::size_t kMostSuspects = 10;
 constexpr double kLeastConfidence = 0.8;
 
+/// The inverse of normal_cdf, for 0.5 < p < 1.
+double normal_quantile(double p) {
+    double low = 0;
+    double high = 8;
+    for (int i = 0; i < 50; ++i) (normal_cdf((low + high) / 2) < p ? low : high) = (low + high) / 2;
+    return p > 0.5 ? low : 0;
+}
+
 struct Slope {
     double bytes_per_min = 0;
     double standard_error = 0;  ///< from the scatter around the line, correlated as it is
@@ -90,12 +98,19 @@ std::optional<Leak> judge(const LeakCandidate& candidate, const AllWindowTimes& 
     const double growth = memory.growth.value();
     const SampleSum::Uncertainty uncertainty = memory.growth.uncertainty(times);
     const double growth_ci95 = uncertainty.half_width95();
-    if (!(growth > growth_ci95)) return std::nullopt;
+    if (!(growth > 0)) return std::nullopt;
+    // Few windows that stand for very different stretches of time leave open how much it is, and still agree
+    // that it is more than nothing.
+    double error = growth_ci95 / kZ95;
+    if (!(growth > growth_ci95)) {
+        const double z = normal_quantile(1 - memory.growth.chance_of_sign());
+        if (z < kZ95) return std::nullopt;
+        error = growth / z;
+    }
     const Slope recent = slope_between(memory, t, 0.5, 1);
     const Slope last = slope_between(memory, t, 0.75, 1);
     if (recent.points < 3 || !(last.bytes_per_min > 0.25 * recent.bytes_per_min)) return std::nullopt;
     // A half of the session knows its slope with twice the variance of the whole.
-    const double error = growth_ci95 / kZ95;
     const double recent_error = std::max(recent.standard_error, std::sqrt(2.0) * error);
     const double z_all = error > 0 ? growth / error : 10;
     const double z_recent = recent_error > 0 ? recent.bytes_per_min / recent_error : 10;

@@ -45,6 +45,21 @@ class MemoryTruth(LiveTest):
         target, truth, profile = self.measure(python, "slow")
         self.check(target, truth, profile)
 
+    @each_python()
+    def test_what_stays_is_live_and_what_passes_is_not(self, python):
+        """Ends of blocks that were sampled in a window were guessed: live bytes of dense lines came out as anything, or 0 ± 0."""
+        target, truth, profile = self.measure(python, "stays", seconds=0.7)
+        staying, passing = self.line(profile, target, "staying"), self.line(profile, target, "passing")
+        for row in (staying, passing):
+            self.assertEqual(row["live_unconfirmed_bytes"], 0)
+            self.assertGreater(row["live_ci95"], 0)
+        self.assertLess(passing["live_bytes"], 0.002 * passing["alloc_bytes"] + 3 * passing["live_ci95"], passing)
+        if truth["cpu_seconds"] < 0.85 * truth["seconds"]:
+            return  # as in check()
+        wanted = truth["bytes"]["staying"]
+        self.assertLessEqual(abs(staying["live_bytes"] - wanted), 3 * staying["live_ci95"] + 0.3 * wanted, staying)
+        self.assertGreater(staying["live_bytes"], wanted / 5, staying)
+
     @each_python(kinds=("system",))
     def test_dense_lines_where_shadows_are_refused(self, python):
         target, truth, profile = self.measure(python, "tiny", wrap=WITHOUT_SHADOWS)

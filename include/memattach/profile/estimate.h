@@ -78,6 +78,10 @@ class SampleSum {
     /// Adds `factor` × other, of which the samples are not this sum's own: only what windows see of them.
     void add_part(const SampleSum& other, double factor);
     void scale(double factor);
+    /// How likely it is that the sum came out as large as this by chance, had it been as likely to be
+    /// negative in each group of windows as positive: the share of random signs that make it so. What groups
+    /// weigh makes no difference where all of them agree.
+    [[nodiscard]] double chance_of_sign() const;
     /// How much there may be, with 95 % confidence, of something of which none was among these samples: three
     /// times what one of them stands for, the larger ones counting for more.
     [[nodiscard]] double most_unseen() const;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "memattach/profile/builder.h"
+#include "memattach/profile/estimate.h"
 #include "profile/scenario.h"
 
 using namespace memattach;
@@ -295,4 +296,20 @@ TEST_CASE("armed half of the time: the share that was looked at narrows the inte
         CAPTURE(name);
         CHECK(tally.coverage() >= 0.88);
     }
+}
+
+TEST_CASE("that a sum is positive is sure where every group of windows says so, whatever it weighs") {
+    profile::SampleSum agreeing;
+    profile::SampleSum mixed;
+    for (std::uint64_t window = 1; window <= 10; ++window) {
+        const double value = window == 4 ? 500 : 10;  // one stands for nearly all of it
+        agreeing.add(value, 0.5, trace::AllocKind::malloc, window);
+        mixed.add(window % 2 == 0 ? value : -10, 0.5, trace::AllocKind::malloc, window);
+    }
+    CHECK(agreeing.chance_of_sign() < 0.01);
+    CHECK(mixed.chance_of_sign() > 0.1);
+    profile::SampleSum single;
+    single.add(500, 0.5, trace::AllocKind::malloc, 7);
+    CHECK(single.chance_of_sign() == doctest::Approx(0.5).epsilon(0.2));
+    CHECK(profile::SampleSum().chance_of_sign() > 0.3);
 }
