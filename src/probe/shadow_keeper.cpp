@@ -190,8 +190,10 @@ class Keeper {
         const bool undisturbed = pages_.missed_data() + pages_.missed_constants() - missed <= kFewPages;
         // What comes behind a page that couldn't be read in time isn't known. The window stays one: leaving
         // out all those in which a program goes through fresh memory would leave out what it allocates for
-        // that. A few microseconds must not stand for a span, though.
-        const double told_ns = std::max(own_ns, misses_page ? std::min(rest_ns, kShortestNs) : 0);
+        // that. A few microseconds, or what is left of them without the start, must not stand for a span,
+        // though.
+        const bool is_cut = run.end != ShadowSpace::End::limit;
+        const double told_ns = std::max(own_ns, is_cut ? std::min(rest_ns, kShortestNs) : 0);
         if (plausible && undisturbed)
             sample(window, run.end == ShadowSpace::End::limit || own_ns >= rest_ns, told_ns, hits,
                    allocations);

@@ -11,6 +11,8 @@ namespace {
 constexpr double kLeastDuration_s = 5;
 constexpr std::size_t kMostSuspects = 10;
 constexpr double kLeastConfidence = 0.8;
+constexpr double kKeepsAll = 0.9;
+constexpr double kFewBlocks = 4;
 
 /// The inverse of normal_cdf, for 0.5 < p < 1.
 double normal_quantile(double p) {
@@ -107,17 +109,24 @@ std::optional<Leak> judge(const LeakCandidate& candidate, const AllWindowTimes& 
         if (z < kZ95) return std::nullopt;
         error = growth / z;
     }
-    const Slope recent = slope_between(memory, t, 0.5, 1);
-    const Slope last = slope_between(memory, t, 0.75, 1);
-    if (recent.points < 3 || !(last.bytes_per_min > 0.25 * recent.bytes_per_min)) return std::nullopt;
-    // A half of the session knows its slope with twice the variance of the whole.
-    const double recent_error = std::max(recent.standard_error, std::sqrt(2.0) * error);
-    const double z_all = error > 0 ? growth / error : 10;
-    const double z_recent = recent_error > 0 ? recent.bytes_per_min / recent_error : 10;
-
     const Cohort old = cohort(memory, t, 0, 0.75);
     const Cohort all = cohort(memory, t, 0, 1.01);
     if (old.alive < 2 || old.alive < 0.1 * all.alive) return std::nullopt;
+    const double z_all = error > 0 ? growth / error : 10;
+    double z_recent = z_all;
+    if (old.born >= kFewBlocks && old.alive >= kKeepsAll * old.born) {
+        // It frees nothing, and grows as long as it allocates: blocks are counted, since what windows weigh
+        // would hide that.
+        if (cohort(memory, t, 0.5, 1.01).born < 0.25 * all.born) return std::nullopt;
+        if (cohort(memory, t, 0.75, 1.01).born < 0.1 * all.born) return std::nullopt;
+    } else {
+        const Slope recent = slope_between(memory, t, 0.5, 1);
+        const Slope last = slope_between(memory, t, 0.75, 1);
+        if (recent.points < 3 || !(last.bytes_per_min > 0.25 * recent.bytes_per_min)) return std::nullopt;
+        // A half of the session knows its slope with twice the variance of the whole.
+        const double recent_error = std::max(recent.standard_error, std::sqrt(2.0) * error);
+        z_recent = recent_error > 0 ? recent.bytes_per_min / recent_error : 10;
+    }
 
     const double confidence = std::clamp(2 * normal_cdf(std::min(z_all, z_recent)) - 1, 0.0, 1.0);
     const double live = memory.live.value();
