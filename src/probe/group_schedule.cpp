@@ -28,12 +28,12 @@ constexpr double kQuietNs = 1e6;
 constexpr double kDense = 0.15;
 /// A window that a shadow spends, and the shortest span for one: a shadow is some milliseconds of another
 /// processor's work.
-constexpr double kCopyNs = 300e3, kFirstCopyNs = 100e3, kShortestCopyNs = 50e3;
+constexpr double kCopyNs = 150e3, kFirstCopyNs = 50e3, kShortestCopyNs = 50e3;
 /// Where a shadow can't go as far as it was to (a page that takes too long to bring, a system call), what
 /// lies behind such places would be seen less often than the rest. So windows are as short as nearly all of
 /// them can be in full: with these two some 8 % aren't.
 constexpr double kCopyShrinks = 0.5, kCopyGrows = 1.06;
-constexpr double kCopySpanNs = 4e6;
+constexpr double kCopySpanNs = 8e6;
 /// So many that come to nothing, one after the other, and this program can't be copied: windows go by the
 /// clock.
 constexpr int kMostFailedCopies = 16;
@@ -70,7 +70,7 @@ constexpr double kAlwaysShare = 0.8;
 constexpr double kReturnShare = 0.4;
 constexpr double kReviewOwnNs = 20e6;
 /// So much stopping above the budget is let pass before a group goes to windows.
-constexpr double kBurstNs = 10e6;
+constexpr double kBurstNs = 4e6;
 
 }  // namespace
 

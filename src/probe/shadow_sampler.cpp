@@ -9,7 +9,7 @@ namespace memattach::probe {
 namespace {
 
 /// Allocations to be looked at in a window, one by one.
-constexpr double kSamples = 48;
+constexpr double kSamples = 32;
 /// Larger ones are all looked at: they are few, and the bytes are theirs.
 constexpr std::uint64_t kBigBytes = 32 * 1024;
 constexpr std::uint64_t kLongestNs = 10'000'000;
@@ -116,8 +116,8 @@ void ShadowSampler::run(ShadowSpace& space, ShadowPages& pages, const ShadowWind
         const std::uint64_t passed_ns = base::monotonic_ns() - start_ns;
         if (passed_ns > longest_ns || events_.size() > kMostEvents) break;
         const auto run =
-            space.run(longest_ns - passed_ns, [&](std::uint64_t page) { return pages.bring(space, page); });
-        if (run.end != ShadowSpace::End::stopped) break;
+            space.go_on(start_ns + longest_ns, [&](std::uint64_t page) { return pages.bring(space, page); });
+        if (run != ShadowSpace::End::stopped) break;
         if (!is_over_ && this->hits(group_) > hits) {
             is_over_ = true;
             draw_no_more();

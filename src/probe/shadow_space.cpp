@@ -338,13 +338,15 @@ bool ShadowSpace::set_state(user_regs_struct registers, std::span<const std::byt
 
 bool ShadowSpace::set_registers(user_regs_struct registers) {
     registers.orig_rax = ~0ULL;  // not in a system call: nothing to restart
+    registers_.reset();
     return ptrace(PTRACE_SETREGS, pid_, nullptr, &registers) == 0;
 }
 
-std::optional<user_regs_struct> ShadowSpace::registers() const {
+std::optional<user_regs_struct> ShadowSpace::registers() {
+    if (registers_) return registers_;
     user_regs_struct out{};
     if (ptrace(PTRACE_GETREGS, pid_, nullptr, &out) != 0) return std::nullopt;
-    return out;
+    return registers_ = out;
 }
 
 std::optional<std::size_t> ShadowSpace::stopped_at(std::uint64_t pc) const {
@@ -387,21 +389,49 @@ void ShadowSpace::set_timer(std::uint64_t at_ns) const {
     ::timerfd_settime(timer_.get(), TFD_TIMER_ABSTIME, &when, nullptr);
 }
 
-/// SIGCHLD is blocked but for the wait, so that a stop ends it.
 ShadowSpace::Run ShadowSpace::run(std::uint64_t limit_ns,
                                   const std::function<bool(std::uint64_t)>& on_missing,
                                   const std::function<void()>& at_end) {
     Run out;
     const std::uint64_t before_ns = thread_cpu_ns();
     const std::uint64_t start_ns = base::monotonic_ns();
-    set_timer(start_ns + limit_ns);
-    if (ptrace(PTRACE_SYSEMU, pid_, nullptr, nullptr) != 0) return out;
+    std::uint64_t filled = 0;
+    const auto fill = [&](std::uint64_t page) {
+        out.page = page;
+        if (!on_missing(page)) return false;
+        ++filled;
+        return true;
+    };
+    // The clock goes on while the shadow waits for pages.
+    const auto left = [&]() -> std::uint64_t {
+        const std::uint64_t now_ns = base::monotonic_ns();
+        if (filled == 0 || now_ns - start_ns > kLongestRunNs + limit_ns) return 0;
+        const std::uint64_t least_ns = empty_ns_ + filled * kFaultNs;
+        const std::uint64_t used_ns = thread_cpu_ns() - before_ns;
+        const std::uint64_t own_ns = used_ns - std::min(used_ns, least_ns);
+        return own_ns + kNearNs >= limit_ns ? 0 : now_ns + limit_ns - own_ns + kResumeNs;
+    };
+    calls_ = 0;
+    deadline_ns_ = 0;
+    out.end = go_on(start_ns + limit_ns, fill, left, at_end);
+    if (out.end == End::gone) return out;
+    const std::uint64_t used_ns = thread_cpu_ns() - before_ns;
+    out.cpu_ns = used_ns - std::min(used_ns, calls_ * empty_ns_) + calls_ * kCallNs;
+    return out;
+}
+
+/// SIGCHLD is blocked but for the wait, so that a stop ends it.
+ShadowSpace::End ShadowSpace::go_on(std::uint64_t until_ns,
+                                    const std::function<bool(std::uint64_t)>& on_missing,
+                                    const std::function<std::uint64_t()>& left,
+                                    const std::function<void()>& at_end) {
+    if (deadline_ns_ != until_ns) set_timer(deadline_ns_ = until_ns);
+    registers_.reset();
+    if (ptrace(PTRACE_SYSEMU, pid_, nullptr, nullptr) != 0) return End::gone;
     sigset_t waiting;
     sigprocmask(SIG_SETMASK, nullptr, &waiting);
     sigdelset(&waiting, SIGCHLD);
-    out.end = End::limit;
-    bool stopped = false;
-    std::uint64_t calls = 0, filled = 0;
+    End end = End::limit;
     while (true) {
         std::array<pollfd, 2> ready{pollfd{faults_.get(), POLLIN, 0}, pollfd{timer_.get(), POLLIN, 0}};
         if (::ppoll(ready.data(), ready.size(), nullptr, &waiting) < 0) {
@@ -409,58 +439,41 @@ ShadowSpace::Run ShadowSpace::run(std::uint64_t limit_ns,
             if (::waitpid(pid_, &status, WNOHANG | __WALL) != pid_) continue;  // a stop of a run before
             if (!WIFSTOPPED(status)) {
                 pid_ = -1;
-                out.end = End::gone;
-                return out;
+                return End::gone;
             }
             if (answer_call()) {
-                ++calls;
+                ++calls_;
                 continue;
             }
-            out.end = End::stopped;
-            stopped = true;
+            end = End::stopped;
             break;
         }
         uffd_msg message{};
         if (ready[0].revents != 0 && ::read(faults_.get(), &message, sizeof message) == sizeof message &&
             message.event == UFFD_EVENT_PAGEFAULT) {
-            out.page = message.arg.pagefault.address & ~(kPage - 1);
-            if (on_missing(out.page)) {
-                ++filled;
-                continue;
-            }
-            out.end = End::missing_page;
+            if (on_missing(message.arg.pagefault.address & ~(kPage - 1))) continue;
+            end = End::missing_page;
             break;
         }
         if (ready[1].revents == 0) continue;
-        if (filled == 0) break;
-        // The clock went on while it waited for pages.
-        const std::uint64_t now_ns = base::monotonic_ns();
-        const std::uint64_t least_ns = empty_ns_ + filled * kFaultNs;
-        const std::uint64_t used_ns = thread_cpu_ns() - before_ns;
-        const std::uint64_t own_ns = used_ns - std::min(used_ns, least_ns);
-        if (own_ns + kNearNs >= limit_ns || now_ns - start_ns > kLongestRunNs + limit_ns) break;
-        set_timer(now_ns + limit_ns - own_ns + kResumeNs);
+        const std::uint64_t next_ns = left ? left() : 0;
+        if (next_ns == 0) break;
+        set_timer(deadline_ns_ = next_ns);
     }
     if (at_end) at_end();
-    if (!stopped && (ptrace(PTRACE_INTERRUPT, pid_, nullptr, nullptr) != 0 || !wait_stopped())) {
-        out.end = End::gone;
-        return out;
-    }
-    const std::uint64_t used_ns = thread_cpu_ns() - before_ns;
-    out.cpu_ns = used_ns - std::min(used_ns, calls * empty_ns_) + calls * kCallNs;
-    return out;
+    if (end != End::stopped && (ptrace(PTRACE_INTERRUPT, pid_, nullptr, nullptr) != 0 || !wait_stopped()))
+        return End::gone;
+    return end;
 }
 
 /// Lets the thread go on behind a system call that can be answered.
 bool ShadowSpace::answer_call() {
-    user_regs_struct regs{};
-    if (kernel_.calls() >= kMostCalls || ptrace(PTRACE_GETREGS, pid_, nullptr, &regs) != 0 ||
-        static_cast<std::int64_t>(regs.orig_rax) < 0)
-        return false;
-    const auto result = kernel_.answer(regs);
+    auto regs = registers();
+    if (!regs || kernel_.calls() >= kMostCalls || static_cast<std::int64_t>(regs->orig_rax) < 0) return false;
+    const auto result = kernel_.answer(*regs);
     if (!result) return false;
-    regs.rax = *result;
-    return set_registers(regs) && ptrace(PTRACE_SYSEMU, pid_, nullptr, nullptr) == 0;
+    regs->rax = *result;
+    return set_registers(*regs) && ptrace(PTRACE_SYSEMU, pid_, nullptr, nullptr) == 0;
 }
 
 void ShadowSpace::set_cpu(int cpu) {

@@ -120,7 +120,7 @@ class Shadow {
     /// The result of what was submitted, once it is there.
     [[nodiscard]] std::optional<ShadowResult> take();
 
-    static constexpr std::uint64_t kLongestHoldNs = 2'500'000;
+    static constexpr std::uint64_t kLongestHoldNs = 1'500'000;
 
   private:
     void wake();
