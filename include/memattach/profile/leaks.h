@@ -23,10 +23,11 @@ struct LeakContext {
 };
 
 /// Lines that keep more and more memory, fastest first, at most ten. A line is a suspect where
-///  - its live bytes grow over the session, and the interval of that slope excludes zero;
+///  - its live bytes grow over the session: the interval of that slope excludes zero, or nearly all groups of
+///    windows agree that it grows (SampleSum::chance_of_sign);
 ///  - they still grow in the second half and the last quarter (a cache that has filled up doesn't; what goes
-///  up and
-///    down has a slope that its own scatter explains);
+///    up and down has a slope that its own scatter explains). A line of which nearly no block has ended grows
+///    as long as it allocates;
 ///  - blocks from the first three quarters survive (where only young blocks live, the line is busy, not
 ///    leaking).
 /// Sessions under five seconds have no suspects: all memory is young.
