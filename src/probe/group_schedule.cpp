@@ -34,6 +34,8 @@ constexpr double kCopyNs = 150e3, kFirstCopyNs = 50e3, kShortestCopyNs = 50e3;
 /// them can be in full: with these two some 8 % aren't.
 constexpr double kCopyShrinks = 0.5, kCopyGrows = 1.06;
 constexpr double kCopySpanNs = 8e6;
+/// How much of another processor that may take, for each group.
+constexpr double kCopyWork = 0.15;
 /// So many that come to nothing, one after the other, and this program can't be copied: windows go by the
 /// clock.
 constexpr int kMostFailedCopies = 16;
@@ -119,7 +121,8 @@ void GroupSchedule::plan_span(double own_now) {
     copy_ = dense_ && copies_ && failed_copies_ < kMostFailedCopies && !prefers_clock();
     if (copy_) {
         const double copy_cost = copy_cost_.count > 0 ? copy_cost_.value : kFirstCopyCostNs;
-        span_ns_ = std::clamp(copy_cost / budget, kCopySpanNs, kLongestSpanNs);
+        const double least_ns = std::clamp(copy_work_.value / kCopyWork, kCopySpanNs, kLongestSpanNs / 4);
+        span_ns_ = std::clamp(copy_cost / budget, least_ns, kLongestSpanNs);
         window_ns_ = copy_ns_;
         window_start_ =
             span_start_ + std::uniform_real_distribution<double>()(random_) * (span_ns_ - window_ns_);
@@ -203,6 +206,7 @@ void GroupSchedule::copy_in_kernel(Moment now) {
 
 void GroupSchedule::copied(const ShadowResult& result) {
     if (!std::exchange(copy_pending_, false)) return;
+    copy_work_.add(result.work_ns, kRateMemory);
     complete_.add(result.complete ? 1 : 0, kCopiesToJudge);
     copy_ns_ = result.complete ? std::min(copy_ns_ * kCopyGrows, kCopyNs)
                                : std::max(copy_ns_ * kCopyShrinks, kShortestCopyNs);

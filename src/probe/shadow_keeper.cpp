@@ -97,10 +97,12 @@ class Keeper {
     }
 
     void serve() {
+        const std::uint64_t start_ns = base::monotonic_ns();
         shared_.result = {};
         ++runs_;
         measure();
         release();
+        shared_.result.work_ns = static_cast<double>(base::monotonic_ns() - start_ns);
         if (space_ && runs_ < kRunsPerSpace && !outdated_ && pages_.fits()) {
             finish(ShadowShared::done);
         } else {
@@ -229,7 +231,7 @@ class Keeper {
         if (!restore()) return;
         sampler_.run(*space_, pages_, window, shared_.tid, own_ns, hits, allocations);
         for (const auto& sample : sampler_.events()) shared_.ring.write(sample.event, sample.frames);
-        shared_.result = {true, complete, own_ns, hits, sampler_.bytes()};
+        shared_.result = {true, complete, own_ns, hits, sampler_.bytes(), 0};
         TraceEvent end;
         end.type = TraceEventType::window;
         end.window = window.id;

@@ -157,6 +157,7 @@ class GroupSchedule {
     RunningMean complete_;             ///< how many of them went as far as they were to
     std::uint64_t clock_windows_ = 0;  ///< so many more go by the clock before that is asked again
     double copy_span_ns_ = 0;          ///< what it stands for
+    RunningMean copy_work_;            ///< what it takes of another processor, ns
     RunningMean copy_cost_;            ///< what such a window costs, ns
     double carried_ns_ = 0;  ///< spans whose windows came to nothing: the next one stands for them too
     RunningMean pooled_own_, pooled_hits_;  ///< by the clock

@@ -70,7 +70,7 @@ Result run(const std::function<Step()>& program, double own_s, probe::SchedulePo
         for (const auto& [line, bytes] : shadow.lines)
             result.estimate[line] += bytes * shadow.window.span_ns / length;
         schedule.group(shadow.window.group)
-            .copied({true, length >= shadow.window.own_ns, length, shadow.hits, shadow.bytes});
+            .copied({true, length >= shadow.window.own_ns, length, shadow.hits, shadow.bytes, 1e6});
         shadow = {};
     };
     probe::Plan plan;
