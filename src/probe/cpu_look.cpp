@@ -35,8 +35,34 @@ CpuLook::CpuLook(int pid, const python::Runtime& runtime, const process::Memory&
 void CpuLook::read_states(std::uint64_t now_ns) {
     states_read_ns_ = now_ns;
     states_.clear();
-    for (const python::ThreadState& state : reader_.threads())
-        if (state.tid != 0) states_[state.tid] = state.address;
+    inner_states_.clear();
+    // The newest interpreter comes first, the main one last.
+    for (const python::ThreadState& state : reader_.threads()) {
+        if (state.tid == 0) continue;
+        base::Address& known = states_[state.tid];
+        if (!known.is_null() && runtime_.layout.runners_own_state) inner_states_[state.tid].push_back(known);
+        known = state.address;
+    }
+}
+
+python::WalkStatus CpuLook::walk(LookedAt& thread, bool stopped) {
+    base::Address walked = thread.state;
+    auto status = python::WalkStatus::no_frames;
+    // A thread that runs code in a subinterpreter has frames there, and in the interpreter that it came from.
+    if (const auto inner = inner_states_.find(thread.tid); inner != inner_states_.end()) {
+        for (const base::Address state : inner->second) {
+            status = reader_.walk(state, thread.raw, stopped);
+            walked = state;
+            if (status == python::WalkStatus::consistent || status == python::WalkStatus::torn) break;
+        }
+    }
+    if (status != python::WalkStatus::consistent && status != python::WalkStatus::torn) {
+        status = reader_.walk(thread.state, thread.raw, stopped);
+        walked = thread.state;
+    }
+    if (thread.walked != walked) thread.last_stack.reset();
+    thread.walked = walked;
+    return status;
 }
 
 base::Address CpuLook::state_of(int tid) const {
@@ -72,7 +98,7 @@ std::optional<CpuSink::StackId> CpuLook::look(LookedAt& thread, trace::CpuSample
         thread.state = state_of(thread.tid);
         if (thread.state.is_null()) return native_stack(place);
     }
-    switch (reader_.walk(thread.state, thread.raw, place.stopped)) {
+    switch (walk(thread, place.stopped)) {
         case python::WalkStatus::consistent:
             break;
         case python::WalkStatus::torn:
@@ -87,13 +113,13 @@ std::optional<CpuSink::StackId> CpuLook::look(LookedAt& thread, trace::CpuSample
             thread.last_stack.reset();
             ++losses_[trace::Loss::gone_threads];
             thread.state = base::Address();
-            states_.erase(thread.tid);
+            forget(thread.tid);
             return std::nullopt;
     }
     // Naming what was read can wait; the thread can't.
     if (place.stopped) stops_.release();
     const auto holder = reader_.gil_holder();
-    sample.holds_gil = holder && *holder == thread.state;
+    sample.holds_gil = holder && *holder == thread.walked;
     if (native_ && place.registers != nullptr) {
         codes_.resolve(thread.raw, stack_, losses_);
         return sink_.intern(native_->merge(*place.registers, place.stack, stack_, codes_.entries()));

@@ -117,22 +117,24 @@ std::optional<base::Address> StackReader::gil_holder() const {
     return impl_->gil_holder;
 }
 
+std::optional<base::Address> StackReader::gil(base::Address interpreter) const {
+    const Layout& layout = impl_->runtime.layout;
+    if (layout.runtime.gil != kAbsent) return impl_->runtime.address + layout.runtime.gil;
+    if (layout.interpreter.ceval_gil == kAbsent) return std::nullopt;
+    const auto lock = impl_->memory.read_address(interpreter + layout.interpreter.ceval_gil);
+    return lock && !lock->is_null() ? lock : std::nullopt;
+}
+
 bool StackReader::waits_for_gil(base::Address interpreter, base::Address word) const {
     // Who wants the GIL sleeps on a condition variable or a mutex in struct _gil_runtime_state (take_gil()
     // and drop_gil() in Python/ceval_gil.h, later ceval_gil.c): interval, last_holder, locked and
     // switch_number, then two pairs of pthread_cond_t and pthread_mutex_t, in every version from 3.8 to 3.15.
     // `last_holder` is its second word; in free-threaded builds `enabled` comes first.
     constexpr std::uint64_t kFromHolder = 200;
-    const Layout& layout = impl_->runtime.layout;
-    if (layout.gil.last_holder == kAbsent) return false;
-    std::optional<base::Address> gil;
-    if (layout.runtime.gil != kAbsent) {
-        gil = impl_->runtime.address + layout.runtime.gil;
-    } else if (layout.interpreter.ceval_gil != kAbsent) {
-        gil = impl_->memory.read_address(interpreter + layout.interpreter.ceval_gil);
-    }
-    if (!gil || gil->is_null()) return false;
-    const base::Address holder = *gil + layout.gil.last_holder;
+    const auto lock = gil(interpreter);
+    const Offset last_holder = impl_->runtime.layout.gil.last_holder;
+    if (!lock || last_holder == kAbsent) return false;
+    const base::Address holder = *lock + last_holder;
     return word.value() >= holder.value() && word.value() - holder.value() < kFromHolder;
 }
 

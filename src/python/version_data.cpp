@@ -20,22 +20,25 @@ struct VersionRow {
     std::uint32_t stackref_tag_mask;
     RunningKind running_kind;
     Offset running_after_instr;
+    bool runners_own_state;
 };
 
 constexpr VersionRow kRows[] = {
     {8, InstrKind::lasti_bytes, LineTableKind::lnotab, kAbsent, kAbsent, kAbsent, 0,
-     RunningKind::executing_flag, 12},
+     RunningKind::executing_flag, 12, false},
     {9, InstrKind::lasti_bytes, LineTableKind::lnotab, kAbsent, kAbsent, kAbsent, 0,
-     RunningKind::executing_flag, 12},
+     RunningKind::executing_flag, 12, false},
     {10, InstrKind::lasti_units, LineTableKind::linetable_310, kAbsent, kAbsent, kAbsent, 0,
-     RunningKind::state_zero, 12},
+     RunningKind::state_zero, 12, false},
     {11, InstrKind::prev_instr_ptr, LineTableKind::locations, 1, kAbsent, kAbsent, 0, RunningKind::stack_top,
-     8},
-    {12, InstrKind::prev_instr_ptr, LineTableKind::locations, 1, 3, kAbsent, 0, RunningKind::stack_top, 8},
-    {13, InstrKind::instr_ptr, LineTableKind::locations, 1, 3, kAbsent, 0, RunningKind::stack_top, 8},
-    {14, InstrKind::instr_ptr, LineTableKind::locations, 1, 3, 4, 3, RunningKind::code_cleared, kAbsent},
-    {15, InstrKind::instr_ptr, LineTableKind::locations, 1, 3, kAbsent, 3, RunningKind::code_cleared,
-     kAbsent},
+     8, false},
+    {12, InstrKind::prev_instr_ptr, LineTableKind::locations, 1, 3, kAbsent, 0, RunningKind::stack_top, 8,
+     false},
+    {13, InstrKind::instr_ptr, LineTableKind::locations, 1, 3, kAbsent, 0, RunningKind::stack_top, 8, true},
+    {14, InstrKind::instr_ptr, LineTableKind::locations, 1, 3, 4, 3, RunningKind::code_cleared, kAbsent,
+     true},
+    {15, InstrKind::instr_ptr, LineTableKind::locations, 1, 3, kAbsent, 3, RunningKind::code_cleared, kAbsent,
+     true},
 };
 
 /// Upper bounds for structures; real ones stay below a quarter of them.
@@ -69,6 +72,7 @@ void apply_version(const Version& version, Layout& layout) {
     layout.owner_shim = row->owner_shim;
     layout.owner_cstack = row->owner_cstack;
     layout.stackref_tag_mask = row->stackref_tag_mask;
+    layout.runners_own_state = row->runners_own_state;
 }
 
 bool is_plausible(const Layout& layout, std::string& why) {

@@ -49,6 +49,47 @@ class Gil(LiveTest):
             file.write(b"x")
 
 
+# In 3.12 a subinterpreter's thread state says that it is its creator's thread, whoever runs it.
+class GilOfEachInterpreter(LiveTest):
+    def computing(self, python, order):
+        if python.free_threaded:
+            self.skipTest(f"{python} has no GIL to hold")
+        target = self.start(python, "own_gil.py")
+        target.send(order)
+        return target, target.read_json()
+
+    def dumped(self, target, told):
+        """The two threads that compute, in a dump, by name."""
+        threads = {t["tid"]: t for t in self.memattach("dump", "-p", target.pid, "--json").json["threads"]}
+        self.assertFalse(threads[target.pid]["holds_gil"])
+        both = {name: threads[tid] for name, tid in told["threads"].items()}
+        for name, thread in both.items():
+            self.assertEqual(thread["frames"][0]["function"], name)
+        return both
+
+    @each_python(minimum=(3, 13))
+    def test_own_ones_are_held_at_the_same_time(self, python):
+        target, told = self.computing(python, "own")
+        # Each gives it up for a moment now and then.
+        for _ in range(100):
+            both = self.dumped(target, told)
+            if all(thread["holds_gil"] for thread in both.values()):
+                break
+        else:
+            self.fail(f"never held both: {both}")
+        profile = self.profile(target, "-d", "1s", "-r", "500", "--cpu", "-g", "-t")
+        samples = {t["tid"]: t["cpu_samples"] for t in profile["threads"]}
+        for name, tid in told["threads"].items():
+            self.assertGreater(samples[tid], 10, f"{name}: {profile['threads']}")
+
+    @each_python(minimum=(3, 13))
+    def test_a_shared_one_is_held_by_one(self, python):
+        target, told = self.computing(python, "shared")
+        held = [sum(t["holds_gil"] for t in self.dumped(target, told).values()) for _ in range(20)]
+        self.assertLessEqual(max(held), 1)
+        self.assertIn(1, held)
+
+
 class ThreadNames(LiveTest):
     @each_python()
     def test_threads_have_the_names_that_python_gave_them(self, python):

@@ -56,6 +56,7 @@ struct DumpedThread {
     Activity activity;
     bool python = false;
     bool holds_gil = false;
+    std::optional<base::Address> gil;  ///< the one it holds
     bool waits_for_gil = false;
     bool torn = false;  ///< it moved while it was read: the innermost frames may mix two moments
     std::int64_t interpreter_id = 0;
@@ -175,9 +176,12 @@ void ThreadLooks::take(DumpedThread& thread, const std::vector<Walk>& walks) {
     for (const Walk& walk : walks) {
         if (walk.status == python::WalkStatus::gone) continue;
         if (walk.holds_gil) {
-            // The threads are looked at one after the other; the GIL may have been handed on meanwhile.
-            for (DumpedThread& other : dump_.threads) other.holds_gil = false;
+            // The threads are looked at one after the other; this GIL may have been handed on meanwhile.
+            const auto gil = reader_.gil(walk.state.interpreter);
+            for (DumpedThread& other : dump_.threads)
+                if (other.gil == gil) other.holds_gil = false;
             thread.holds_gil = true;
+            thread.gil = gil;
         }
         // A thread can have states in several interpreters; the one that runs code is what is asked for.
         if (thread.python && !thread.stack.empty()) continue;

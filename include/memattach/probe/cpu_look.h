@@ -27,6 +27,8 @@ namespace memattach::probe {
 struct LookedAt {
     int tid = 0;
     base::Address state;  ///< its PyThreadState; null: not known, or it has none
+    base::Address
+        walked;  ///< the one whose stack was read last: another where it runs a subinterpreter's code
     std::uint64_t state_sought_ns = 0;
     python::RawStack raw;
     std::optional<CpuSink::StackId> last_stack;  ///< what raw became
@@ -52,7 +54,10 @@ class CpuLook {
     [[nodiscard]] std::uint64_t states_read_ns() const { return states_read_ns_; }
     /// By the last reading; null where the thread had none.
     [[nodiscard]] base::Address state_of(int tid) const;
-    void forget(int tid) { states_.erase(tid); }
+    void forget(int tid) {
+        states_.erase(tid);
+        inner_states_.erase(tid);
+    }
 
     /// Reads the thread's stack now, and whether it holds the GIL; nothing where the stack was lost.
     std::optional<CpuSink::StackId> look(LookedAt& thread, trace::CpuSample& sample,
@@ -73,6 +78,7 @@ class CpuLook {
     void add_notes(std::vector<std::string>& notes) const;
 
   private:
+    python::WalkStatus walk(LookedAt& thread, bool stopped);
     std::optional<CpuSink::StackId> native_stack(const NativePlace& place);
 
     const process::Memory& memory_;
@@ -85,7 +91,8 @@ class CpuLook {
     CodeRegions regions_;
     std::unique_ptr<NativeFrames> native_;
     BriefStops stops_;
-    std::unordered_map<int, base::Address> states_;  ///< by tid
+    std::unordered_map<int, base::Address> states_;  ///< by tid; of several, that of the oldest interpreter
+    std::unordered_map<int, std::vector<base::Address>> inner_states_;  ///< the others, the newest first
     std::uint64_t states_read_ns_ = 0;
     std::map<std::string, CpuSink::StackId> native_stacks_;  ///< by module
     std::uint64_t refused_stops_ = 0, late_stops_ = 0;

@@ -146,6 +146,9 @@ struct Layout {
     std::uint32_t owner_cstack = kAbsent;
     /// Bits of a stackref that aren't part of the pointer (3.14+), else 0.
     std::uint64_t stackref_tag_mask = 0;
+    /// 3.13+: a thread that runs a subinterpreter's code has a thread state of its own there. Before, it ran
+    /// on the one that was made with the interpreter, which says that it is its creator's.
+    bool runners_own_state = false;
 };
 
 enum class LayoutSource : std::uint8_t { debug_offsets, dwarf, dwarf_cache, built_in };

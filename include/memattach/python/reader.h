@@ -106,6 +106,10 @@ class StackReader {
     /// of it (in the same system call); nothing where this build has no GIL or it is free.
     [[nodiscard]] std::optional<base::Address> gil_holder() const;
 
+    /// The GIL that serves `interpreter`: the same for all of them up to 3.11, from 3.12 on (PEP 684) each
+    /// may have its own. Nothing where it can't be told.
+    [[nodiscard]] std::optional<base::Address> gil(base::Address interpreter) const;
+
     /// Whether a thread of `interpreter` that sleeps on the futex at `word` waits for its GIL.
     [[nodiscard]] bool waits_for_gil(base::Address interpreter, base::Address word) const;
 
