@@ -46,6 +46,7 @@ struct Pool {
         for (std::size_t i = 0; i < free.size(); ++i)
             put<std::uint64_t>(offset_of(free[i]), i == 0 ? 0 : address_of(free[i - 1]));
     }
+    /// Refers to this pool's bytes.
     [[nodiscard]] probe::PoolCopy copy() const {
         probe::PoolCopy copy;
         copy.address = kPool.value();
@@ -125,10 +126,11 @@ TEST_CASE("pools: what is in the free list is free, whatever its place") {
 }
 
 TEST_CASE("pools: torn, cyclic and forged ones say nothing") {
-    probe::PoolCopy torn = Pool(10, {3, 7}).copy();
+    const Pool pool(10, {3, 7});
+    probe::PoolCopy torn = pool.copy();
     torn.last[1] = Pool::address_of(4);
     CHECK_FALSE(probe::is_free_in_pool(torn, Pool::offset_of(3)));
-    torn = Pool(10, {3, 7}).copy();
+    torn = pool.copy();
     torn.last[2] = 0x1234;  // which pools are beside it is another matter
     CHECK(probe::is_free_in_pool(torn, Pool::offset_of(3)) == true);
 
