@@ -33,9 +33,10 @@ constexpr double kCopyNs = 150e3, kFirstCopyNs = 50e3, kShortestCopyNs = 50e3;
 /// lies behind such places would be seen less often than the rest. So windows are as short as nearly all of
 /// them can be in full: with these two some 8 % aren't.
 constexpr double kCopyShrinks = 0.5, kCopyGrows = 1.06;
-constexpr double kCopySpanNs = 8e6;
-/// How much of another processor that may take, for each group.
-constexpr double kCopyWork = 0.15;
+constexpr double kCopySpanNs = 4e6;
+/// How much of another processor that may take, for each group, as a multiple of its budget: 15 % where that
+/// is half of 5 %.
+constexpr double kCopyWork = 6;
 /// So many that come to nothing, one after the other, and this program can't be copied: windows go by the
 /// clock.
 constexpr int kMostFailedCopies = 16;
@@ -121,7 +122,8 @@ void GroupSchedule::plan_span(double own_now) {
     copy_ = dense_ && copies_ && failed_copies_ < kMostFailedCopies && !prefers_clock();
     if (copy_) {
         const double copy_cost = copy_cost_.count > 0 ? copy_cost_.value : kFirstCopyCostNs;
-        const double least_ns = std::clamp(copy_work_.value / kCopyWork, kCopySpanNs, kLongestSpanNs / 4);
+        const double least_ns = std::clamp(copy_work_.value / std::min(1.0, kCopyWork * budget_), kCopySpanNs,
+                                           kLongestSpanNs / 4);
         span_ns_ = std::clamp(copy_cost / budget, least_ns, kLongestSpanNs);
         window_ns_ = copy_ns_;
         window_start_ =
