@@ -34,9 +34,9 @@ constexpr double kCopyNs = 150e3, kFirstCopyNs = 50e3, kShortestCopyNs = 50e3;
 /// them can be in full: with these two some 8 % aren't.
 constexpr double kCopyShrinks = 0.5, kCopyGrows = 1.06;
 constexpr double kCopySpanNs = 4e6;
-/// How much of another processor that may take, for each group, as a multiple of its budget: 15 % where that
-/// is half of 5 %.
-constexpr double kCopyWork = 6;
+/// How much of another processor that may take, for each group, as a multiple of its budget: some 15 % at a
+/// budget of 5 % for both.
+constexpr double kCopyWork = 9;
 /// So many that come to nothing, one after the other, and this program can't be copied: windows go by the
 /// clock.
 constexpr int kMostFailedCopies = 16;
