@@ -28,7 +28,7 @@ constexpr double kQuietNs = 1e6;
 constexpr double kDense = 0.15;
 /// A window that a shadow spends, and the shortest span for one: a shadow is some milliseconds of another
 /// processor's work.
-constexpr double kCopyNs = 150e3, kFirstCopyNs = 50e3, kShortestCopyNs = 50e3;
+constexpr double kCopyNs = 150e3, kShortestCopyNs = 50e3;
 /// Where a shadow can't go as far as it was to (a page that takes too long to bring, a system call), what
 /// lies behind such places would be seen less often than the rest. So windows are as short as nearly all of
 /// them can be in full: with these two some 8 % aren't.
@@ -84,7 +84,7 @@ GroupSchedule::GroupSchedule(Policy policy, const StopClock& clock, double budge
       budget_(budget),
       always_(policy_.may_be_always),
       always_wall_ns_(start.wall_ns),
-      copy_ns_(kFirstCopyNs) {
+      copy_ns_(kShortestCopyNs) {
     plan_span(0);
 }
 
@@ -249,8 +249,9 @@ void GroupSchedule::end_by_clock(Moment now, double clocked, bool cut) {
     if (cut) ++cut_windows_;
     if (dense_) ++dense_windows_;
     dense_ = false;
+    if (clock_windows_ > 0) clocked -= kColdCachesNs * stops_in_window();
     if (window_hits_ > 0) {
-        pooled_own_.add(clocked - (clock_windows_ > 0 ? kColdCachesNs * stops_in_window() : 0), kPooled);
+        pooled_own_.add(clocked, kPooled);
         pooled_hits_.add(window_hits_, kPooled);
     }
     Closed window;
@@ -261,11 +262,7 @@ void GroupSchedule::end_by_clock(Moment now, double clocked, bool cut) {
     window.hits = window_hits_;
     window.bytes = window_bytes_;
     window.clocked_ns = clocked;
-    window.off_ns = kCostOffNs * stops_in_window();
-    if (clock_windows_ > 0) {
-        window.clocked_ns -= kColdCachesNs * stops_in_window();
-        window.off_ns = kColdCachesOffNs * stops_in_window();
-    }
+    window.off_ns = (clock_windows_ > 0 ? kColdCachesOffNs : kCostOffNs) * stops_in_window();
     const Length length = length_of(window);
     span_ns_ = std::max(span_ns_, window.start + length.own_ns);
     window.span_ns = span_ns_ + std::exchange(carried_ns_, 0);

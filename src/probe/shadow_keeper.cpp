@@ -259,9 +259,8 @@ class Keeper {
         outdated_ = mapping != nullptr && mapping->readable && mapping->path.rfind("[v", 0) != 0;
     }
 
-    /// How far off own time may be, for all windows together: another processor, other neighbours.
-    /// Where two processors are threads of one core a shadow is slowed by the program beside it: 0.65 to 1.0
-    /// of the truth were measured on an idle machine of that kind.
+    /// How far off own time may be, for all windows together: another processor, other neighbours. Sessions
+    /// with 0.65 to 1.08 of the truth were measured, each with hardly any scatter of its own.
     static constexpr double kShadowSpread = 0.2;
 
     pid_t target_;
