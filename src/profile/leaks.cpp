@@ -10,7 +10,7 @@ namespace {
 
 constexpr double kLeastDuration_s = 5;
 constexpr std::size_t kMostSuspects = 10;
-constexpr double kLeastConfidence = 0.8;
+constexpr double kLeastConfidence = 0.9;
 constexpr double kKeepsAll = 0.9;
 constexpr double kFewBlocks = 4;
 

@@ -21,8 +21,8 @@
 /// The result is a window as one in the target itself would be: a stretch of own time of known length at a
 /// random moment, the allocations that were sampled in it, and those of them that were freed in it.
 ///
-/// Four runs of a state: one that finds the pages, while the thread is held; one that is counted and timed;
-/// one half as far, for what a cold start costs; one that stops at some of the allocations. A run that can't
+/// A state is run several times: to find the pages, while the thread is held; to warm the processor up; to
+/// count and to time; half as far, for what a cold start costs; to stop at some allocations. A run that can't
 /// go as far as it was to (a page that took too long, a system call) would hide what comes behind such
 /// places: windows are as short as nearly all can be in full (GroupSchedule), and where even that is too long
 /// and hits are far enough apart, windows in the target are better.
