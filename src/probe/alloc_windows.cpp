@@ -27,11 +27,6 @@ void AllocProbe::apply_plan(std::uint64_t now_ns) {
         if (plan.window == 0 || plan.window == before.of(kind).window) continue;
         schedule_->group(kind).armed(moment(base::monotonic_ns()));
     }
-    if (plan_.malloc.window != 0 || plan_.object.window != 0) {
-        occupants_.occupy(tracer_->cpu());
-    } else {
-        occupants_.leave();
-    }
     send_windows();
 }
 

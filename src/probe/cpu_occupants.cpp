@@ -33,28 +33,40 @@ CpuOccupants::CpuOccupants() {
 }
 
 CpuOccupants::~CpuOccupants() {
-    tell(kEnd);
-    for (const auto& occupant : occupants_) pthread_join(occupant->thread, nullptr);
+    until_ns_.store(kEnd);
+    for (const auto& occupant : occupants_) {
+        occupant->asleep.store(0);
+        occupant->asleep.notify_one();
+        pthread_join(occupant->thread, nullptr);
+    }
 }
 
-void CpuOccupants::tell(std::uint32_t free_cpu) {
-    const std::uint32_t order = order_.load(std::memory_order_relaxed);
-    if (occupants_.empty() || cpu_of(order) == free_cpu) return;
-    order_.store((((order >> kCpuBits) + 1) << kCpuBits) | free_cpu, std::memory_order_release);
-    if (free_cpu != kNobody) order_.notify_all();  // those that spin look for themselves
+bool CpuOccupants::is_wanted(const Occupant& occupant) const {
+    return free_cpu_.load(std::memory_order_relaxed) != occupant.cpu &&
+           base::monotonic_ns() < until_ns_.load();
 }
 
-void CpuOccupants::occupy(int free_cpu) {
-    if (free_cpu >= 0) tell(static_cast<std::uint32_t>(free_cpu));
+void CpuOccupants::occupy(int free_cpu, std::uint64_t now_ns) {
+    if (occupants_.empty() || free_cpu < 0) return;
+    free_cpu_.store(free_cpu, std::memory_order_relaxed);
+    until_ns_.store(now_ns + kLongestNs);
+    for (const auto& occupant : occupants_) {
+        // Set by the occupant before it looks at the time for the last time: no wake-up is lost.
+        if (occupant->cpu == free_cpu || occupant->asleep.load() == 0) continue;
+        occupant->asleep.store(0);
+        occupant->asleep.notify_one();
+    }
 }
 
-void CpuOccupants::leave() {
-    tell(kNobody);
+void CpuOccupants::leave(std::uint64_t start_ns, std::uint64_t now_ns) {
+    if (occupants_.empty()) return;
+    until_ns_.store(now_ns + (start_ns - last_ns_ < kDenseNs ? kDenseNs : kBriefNs));
+    last_ns_ = now_ns;
 }
 
 void* CpuOccupants::run(void* argument) {
-    const auto& self = *static_cast<const Occupant*>(argument);
-    std::atomic<std::uint32_t>& order = self.owner->order_;
+    auto& self = *static_cast<Occupant*>(argument);
+    const CpuOccupants& owner = *self.owner;
     cpu_set_t own;
     CPU_ZERO(&own);
     CPU_SET(static_cast<std::size_t>(self.cpu), &own);
@@ -63,14 +75,16 @@ void* CpuOccupants::run(void* argument) {
     sched_setscheduler(0, SCHED_OTHER, &ordinary);
     setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), 19);
     while (true) {
-        const std::uint32_t seen = order.load(std::memory_order_acquire);
-        if (cpu_of(seen) == kEnd) return nullptr;
-        if (cpu_of(seen) != kNobody && cpu_of(seen) != static_cast<std::uint32_t>(self.cpu)) {
-            const std::uint64_t until_ns = base::monotonic_ns() + kLongestNs;
-            while (order.load(std::memory_order_relaxed) == seen && base::monotonic_ns() < until_ns) {
-            }
+        while (owner.is_wanted(self)) {
+            if (owner.until_ns_.load() == kEnd) return nullptr;
         }
-        order.wait(seen, std::memory_order_acquire);
+        self.asleep.store(1);
+        if (owner.until_ns_.load() == kEnd) return nullptr;
+        if (owner.is_wanted(self)) {
+            self.asleep.store(0);
+        } else {
+            self.asleep.wait(1);
+        }
     }
 }
 

@@ -212,7 +212,10 @@ void Tracer::handle(pid_t tid, int status) {
                 user_regs_struct regs{};
                 if (ptrace(PTRACE_GETREGS, tid, nullptr, &regs) != 0) return;
                 client_.on_interrupted(tid, regs, trap_pending(tid, regs));
-                follow_cpu(tid, stop_start_ns_);
+                stay_beside(tid, thread);
+                resume(tid, 0, true);
+                follow_thread();
+                return;
             }
             resume(tid, 0, true);
             return;
@@ -251,6 +254,7 @@ void Tracer::handle_breakpoint(pid_t tid, Thread& thread, user_regs_struct& regs
         return;
     }
     ++stats_.hits;
+    stay_beside(tid, thread);
     PatchTable::Entry& patch = table_.entries[breakpoint.patch];
     patch.stack_phase.store(static_cast<std::uint32_t>(regs.rsp % 16 + 1), std::memory_order_relaxed);
     patch.hits.store(patch.hits.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
@@ -290,7 +294,7 @@ void Tracer::handle_breakpoint(pid_t tid, Thread& thread, user_regs_struct& regs
     } else if (step(tid, thread, breakpoint, address)) {
         resume(tid, 0, false);
     }
-    follow_cpu(tid, stop_start_ns_);
+    follow_thread();
 }
 
 /// waitpid for one thread that is about to stop. Where its whole process is killed first, a leader's end
@@ -409,7 +413,9 @@ void Tracer::resume(pid_t tid, int signal, bool event_stop) {
         }
     }
     ptrace(PTRACE_CONT, tid, nullptr, signal_number(signal));
-    account_stop(base::monotonic_ns());
+    const std::uint64_t go_ns = base::monotonic_ns();
+    occupants_.leave(stop_start_ns_, go_ns);
+    account_stop(go_ns);
 }
 
 /// The thread is let go. What follows a null trap is a few system calls of a stop that has been told already.

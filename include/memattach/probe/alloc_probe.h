@@ -14,7 +14,6 @@
 #include <unordered_map>
 #include <vector>
 
-#include "memattach/probe/cpu_occupants.h"
 #include "memattach/probe/planned_site.h"
 #include "memattach/probe/schedule.h"
 #include "memattach/probe/shadow.h"
@@ -136,7 +135,6 @@ class AllocProbe final : public TracerClient {
     ByteSampler sampler_;
     std::mt19937_64 random_;
     std::optional<Schedule> schedule_;
-    CpuOccupants occupants_;
     Plan plan_;
     pid_t asked_tid_ = 0;                        ///< being stopped for a shadow
     std::optional<trace::AllocKind> shadow_of_;  ///< for whom the shadow is at work

@@ -1,12 +1,14 @@
-/// Keeps the machine's other processors from looking idle while a window is open.
+/// Keeps the machine's other processors from looking idle while a stop is served.
 ///
 /// A stop costs 4 µs of CPU time and 10 µs in all where tracer and tracee share a processor, and 16 and 46 µs
 /// where each wakes the other on another one (measured on a 2-core virtual machine). The tracer can choose
 /// its processor; the tracee's is the kernel's choice, and at each wake-up it prefers an idle one
 /// (select_idle_sibling() in kernel/sched/fair.c, Linux 2.6.23 to 6.18) to the one that the tracer is running
-/// on. So that there is none, a thread of the lowest ordinary priority (SCHED_IDLE would count as idle) spins
-/// on each of the others as long as the window is open. Nothing of the target is changed for it, as setting
-/// its affinity would be.
+/// on. So that there is none, a thread of the lowest ordinary priority (SCHED_IDLE would count as idle) is
+/// woken on each of the others when a stop begins. A processor isn't idle from the moment that something is
+/// queued for it (idle_cpu() in kernel/sched/syscalls.c), long before that has begun to run: it only has to
+/// stay until the stop is over, and where stops follow each other closely until the next. Nothing of the
+/// target is changed for it, as setting its affinity would be.
 #pragma once
 
 #include <pthread.h>
@@ -32,28 +34,29 @@ class CpuOccupants {
 
     static constexpr std::size_t kMostCpus = 8;
 
-    /// Occupies every processor but `free_cpu`; spinning ends by itself after kLongestNs.
-    void occupy(int free_cpu);
-    void leave();
+    /// A stop begins: occupies every processor but `free_cpu` (below zero: none at all).
+    void occupy(int free_cpu, std::uint64_t now_ns);
+    /// It is over, and began at `start_ns`.
+    void leave(std::uint64_t start_ns, std::uint64_t now_ns);
 
-    static constexpr std::uint64_t kLongestNs = 20'000'000;
+    /// How long they stay after a stop: a sampled allocation's second one follows at once. And after one that
+    /// came within the longer time of the one before. No stop is served for longer than the longest.
+    static constexpr std::uint64_t kBriefNs = 20'000, kDenseNs = 200'000, kLongestNs = 5'000'000;
 
   private:
     struct Occupant {
         CpuOccupants* owner = nullptr;
         int cpu = 0;
         pthread_t thread{};
+        std::atomic<std::uint32_t> asleep{0};
     };
     static void* run(void* occupant);
+    [[nodiscard]] bool is_wanted(const Occupant& occupant) const;
 
-    void tell(std::uint32_t free_cpu);
-
-    static constexpr std::uint32_t kCpuBits = 12;
-    static constexpr std::uint32_t kNobody = (1U << kCpuBits) - 1;  ///< all of them sleep
-    static constexpr std::uint32_t kEnd = kNobody - 1;
-    /// The processor to leave free, or one of these; above it a number that is new with each change.
-    std::atomic<std::uint32_t> order_{kNobody};
-    static std::uint32_t cpu_of(std::uint32_t order) { return order & kNobody; }
+    static constexpr std::uint64_t kEnd = ~std::uint64_t{0};
+    std::atomic<std::uint64_t> until_ns_{0};  ///< kEnd: they are to end
+    std::atomic<int> free_cpu_{-1};
+    std::uint64_t last_ns_ = 0;  ///< when a stop ended
     std::vector<std::unique_ptr<Occupant>> occupants_;
 };
 

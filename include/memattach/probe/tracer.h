@@ -32,6 +32,7 @@
 
 #include "memattach/base/address.h"
 #include "memattach/base/unique_fd.h"
+#include "memattach/probe/cpu_occupants.h"
 #include "memattach/probe/emulate.h"
 #include "memattach/probe/patches.h"
 
@@ -137,6 +138,7 @@ class Tracer {
         bool asked = false;             ///< by interrupt_running()
         bool fresh = false;             ///< its first stop is still to come
         std::uint64_t skip_hit_at = 0;  ///< a hit here was served, then interrupted by a signal: not again
+        std::uint64_t rseq = 0;         ///< where the kernel notes its processor for it; 0: not known
     };
     struct Breakpoint {
         std::optional<Instruction> displaced;
@@ -170,7 +172,9 @@ class Tracer {
     void remember_removed(const Removed& removed);
     void housekeeping(std::uint64_t now_ns);
     void set_timer(std::uint64_t at_ns);
-    void follow_cpu(pid_t tid, std::uint64_t now_ns);
+    void stay_beside(pid_t tid, Thread& thread);
+    void follow_thread();
+    [[nodiscard]] static std::optional<int> noted_cpu(pid_t tid, Thread& thread);
     [[nodiscard]] bool trap_pending(pid_t tid, const user_regs_struct& regs) const;
 
     pid_t pid_;
@@ -192,10 +196,11 @@ class Tracer {
     bool hit_served_ = false;
     bool null_trap_over_ = false;
     std::uint64_t due_ns_ = 0;
-    std::uint64_t cpu_checked_ns_ = 0;
-    int cpu_ = -1;
-    const std::atomic<std::int32_t>* companion_ = nullptr;
+    std::uint64_t cpu_checked_ns_ = 0, moved_ns_ = 0;
     int companion_cpu_ = -1;
+    int cpu_ = -1, thread_cpu_ = -1;  ///< of this process; of the thread that stopped last
+    CpuOccupants occupants_;
+    const std::atomic<std::int32_t>* companion_ = nullptr;
     timer_t timer_{};
     bool timer_made_ = false;
     bool attached_ = false;
