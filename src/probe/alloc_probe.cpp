@@ -64,7 +64,7 @@ void AllocProbe::finish() {
     notify(base::monotonic_ns(), true);
 }
 
-std::uint64_t AllocProbe::on_time(std::uint64_t now_ns, bool& keep_running) {
+void AllocProbe::on_time(std::uint64_t now_ns, bool& keep_running) {
     shared_.heartbeat_ns.store(now_ns, std::memory_order_relaxed);
     if (shared_.finish_asked.load(std::memory_order_acquire) != 0) keep_running = false;
     if (getppid() != shared_.analyser_pid.load(std::memory_order_relaxed)) keep_running = false;
@@ -76,10 +76,23 @@ std::uint64_t AllocProbe::on_time(std::uint64_t now_ns, bool& keep_running) {
         published_ns_ = now_ns;
         publish_figures();
     }
-    std::uint64_t wake_ns = plan_.wake_ns;
+}
+
+std::uint64_t AllocProbe::due_ns() const {
+    std::uint64_t due_ns = plan_.wake_ns;
     for (const Tail& tail : tails_)
-        if (tail.is_watched()) wake_ns = std::min(wake_ns, tail.until_ns);
-    return wake_ns;
+        if (tail.is_watched()) due_ns = std::min(due_ns, tail.until_ns);
+    return due_ns;
+}
+
+/// It runs on the target's processor, and takes away from it as much as the target would have run meanwhile.
+void AllocProbe::charge_work(Moment now) {
+    const double work_ns = tracer_->take_work_ns();
+    const Moment before = std::exchange(charged_, now);
+    if (before.wall_ns == 0 || now.wall_ns <= before.wall_ns) return;
+    const double ran = static_cast<double>(now.cpu_ns - std::min(before.cpu_ns, now.cpu_ns)) /
+                       static_cast<double>(now.wall_ns - before.wall_ns);
+    schedule_->work(work_ns * std::min(1.0, ran));
 }
 
 bool AllocProbe::wants_null_trap() {
@@ -367,7 +380,9 @@ void AllocProbe::notify(std::uint64_t now_ns, bool always) {
 }
 
 void AllocProbe::publish_figures() {
-    const Schedule::Figures figures = schedule_->figures(moment(base::monotonic_ns()));
+    const Moment now = moment(base::monotonic_ns());
+    charge_work(now);
+    const Schedule::Figures figures = schedule_->figures(now);
     TraceFigures& out = shared_.figures;
     const StopStats& stats = tracer_->stats();
     out.stops.store(stats.stops, std::memory_order_relaxed);

@@ -13,6 +13,16 @@ constexpr double kAftermath = 1.5;
 /// The malloc group's part of the budget where both could use all of it; the rest is the object group's.
 constexpr double kMallocShare = 0.7;
 
+/// Each time that something is due the target's processor is kept from it for 15 to 50 µs. A window may begin
+/// later, and end with the first hit behind its end: so much is slept at least, and longer where a shadow is
+/// waited for.
+constexpr std::uint64_t kLeastSleepNs = 100'000, kLeastSleepForCopyNs = 2'000'000;
+
+std::uint64_t wake_ns(const GroupPlan& plan, const GroupSchedule& group, Moment now) {
+    const bool copies = group.is_copying() || group.wants_copy();
+    return std::max(plan.wake_ns, now.wall_ns + (copies ? kLeastSleepForCopyNs : kLeastSleepNs));
+}
+
 }  // namespace
 
 bool ByteSampler::keep(std::uint64_t size_bytes, double sampling_bytes) {
@@ -46,7 +56,7 @@ Plan Schedule::step(Moment now) {
     plan.malloc = malloc_.step(now);
     if (malloc_.is_copying()) object_.hold_copy();
     plan.object = object_.step(now);
-    plan.wake_ns = std::min(plan.malloc.wake_ns, plan.object.wake_ns);
+    plan.wake_ns = std::min(wake_ns(plan.malloc, malloc_, now), wake_ns(plan.object, object_, now));
     return plan;
 }
 
@@ -59,6 +69,14 @@ void Schedule::hit(const Hit& hit) {
 
 void Schedule::other_stop(trace::AllocKind kind, std::uint64_t stopped_ns) {
     group(kind).charge(clock_.add_stop(stopped_ns, false));
+}
+
+void Schedule::work(double ns) {
+    clock_.add_work(ns);
+    // A group that is armed without a break leaves nothing to do.
+    const double share = malloc_.is_windowed() ? 0.5 : 0;
+    malloc_.charge(share * ns);
+    object_.charge((1 - share) * ns);
 }
 
 void Schedule::null_trap(trace::AllocKind kind, std::uint64_t cpu_ns, std::uint64_t wall_ns, bool plain) {

@@ -27,8 +27,6 @@ constexpr long kThreadOptions =
 constexpr long kLeaderOptions = kThreadOptions | PTRACE_O_TRACEEXIT;
 
 constexpr std::uint64_t kMs = 1'000'000;
-/// How long run() waits at most before it looks around. Signals and timers wake it earlier.
-constexpr std::uint64_t kHeartbeatNs = 50 * kMs;
 constexpr std::uint64_t kHoldExitNs = 500 * kMs;
 constexpr std::uint64_t kSettleNs = 2000 * kMs;
 
@@ -105,7 +103,7 @@ void Tracer::run() {
     while (keep_running_) {
         int status = 0;
         const pid_t tid = waitpid(-1, &status, __WALL);
-        stop_start_ns_ = base::monotonic_ns();
+        stop_start_ns_ = tail_start_ns_ = base::monotonic_ns();
         if (tid > 0) {
             table_.stopped_tid.store(tid, std::memory_order_relaxed);
             handle(tid, status);
@@ -113,32 +111,25 @@ void Tracer::run() {
             gone_ = true;
             return;
         }
-        if (woken != 0 || stop_start_ns_ >= due_ns_) housekeeping(stop_start_ns_);
+        if (woken != 0 || stop_start_ns_ >= due_ns_) {
+            housekeeping(stop_start_ns_);
+        } else if (client_.due_ns() != asked_ns_) {
+            plan_wake(stop_start_ns_);  // else it would be woken for what has been done by now
+        }
+        account_wake(tid > 0);
     }
 }
 
 void Tracer::housekeeping(std::uint64_t now_ns) {
     woken = 0;
-    const std::uint64_t asked = client_.on_time(now_ns, keep_running_);
+    client_.on_time(now_ns, keep_running_);
     if (held_leader_ != 0 && (client_.leader_may_go() || now_ns - held_since_ns_ > kHoldExitNs)) {
         const pid_t leader = held_leader_;
         held_leader_ = 0;
         ptrace(PTRACE_CONT, leader, nullptr, nullptr);
     }
     if (!orphans_.empty()) release_orphans(now_ns);
-    due_ns_ = std::min(asked, now_ns + (held_leader_ != 0 ? kMs : kHeartbeatNs));
-    set_timer(due_ns_);
-}
-
-/// A signal that arrives just before waitpid doesn't end it; the timer therefore fires again and again until
-/// it is set anew.
-void Tracer::set_timer(std::uint64_t at_ns) {
-    constexpr std::uint64_t kSecond = 1'000 * kMs;
-    itimerspec when{};
-    when.it_value.tv_sec = static_cast<time_t>(at_ns / kSecond);
-    when.it_value.tv_nsec = static_cast<long>(at_ns % kSecond);
-    when.it_interval.tv_nsec = kMs;
-    timer_settime(timer_, TIMER_ABSTIME, &when, nullptr);
+    plan_wake(now_ns);
 }
 
 void Tracer::handle(pid_t tid, int status) {
@@ -314,7 +305,7 @@ pid_t Tracer::wait_for(pid_t tid, int& status) {
 bool Tracer::take_null_trap(pid_t tid, const user_regs_struct& at_breakpoint) {
     user_regs_struct regs = at_breakpoint;
     if (ptrace(PTRACE_SETREGS, tid, nullptr, &regs) != 0) return false;
-    const auto before_ns = thread_time_ns(pid_, tid);
+    const auto before_ns = thread_time_ns(tid);
     const std::uint64_t go_ns = base::monotonic_ns();
     account_stop(go_ns);
     if (ptrace(PTRACE_CONT, tid, nullptr, nullptr) != 0) return false;
@@ -332,7 +323,7 @@ bool Tracer::take_null_trap(pid_t tid, const user_regs_struct& at_breakpoint) {
     }
     regs.rip = at_breakpoint.rip;
     ptrace(PTRACE_SETREGS, tid, nullptr, &regs);
-    const auto after_ns = thread_time_ns(pid_, tid);
+    const auto after_ns = thread_time_ns(tid);
     if (before_ns && after_ns) client_.on_null_trap(*after_ns - *before_ns, back_ns - go_ns);
     latency_ns_ = latency_ns_ == 0 ? back_ns - go_ns : (7 * latency_ns_ + (back_ns - go_ns)) / 8;
     null_trap_over_ = true;
@@ -415,6 +406,7 @@ void Tracer::resume(pid_t tid, int signal, bool event_stop) {
     ptrace(PTRACE_CONT, tid, nullptr, signal_number(signal));
     const std::uint64_t go_ns = base::monotonic_ns();
     occupants_.leave(stop_start_ns_, go_ns);
+    tail_start_ns_ = go_ns;
     account_stop(go_ns);
 }
 

@@ -82,12 +82,6 @@ std::optional<int> last_cpu_of(pid_t pid, pid_t tid) {
     return static_cast<int>(std::strtol(fields, nullptr, 10));
 }
 
-std::optional<std::uint64_t> thread_time_ns(pid_t pid, pid_t tid) {
-    const std::string text = start_of(fmt::format("/proc/{}/task/{}/schedstat", pid, tid));
-    if (text.empty()) return std::nullopt;
-    return std::strtoull(text.c_str(), nullptr, 10);
-}
-
 void throw_not_permitted(pid_t pid, int error) {
     if (error == ENOENT || error == ESRCH) base::throw_error("process {} is gone", pid);
     if (const pid_t other = tracer_of(pid, pid); other != 0) {

@@ -15,8 +15,6 @@ std::vector<pid_t> tasks_of(pid_t pid);
 pid_t tracer_of(pid_t pid, pid_t tid);  ///< 0: nobody, or unknown
 pid_t thread_group_of(pid_t tid);       ///< 0: gone
 char state_of(pid_t tid);               ///< 'R', 'S', 't' …; 0: gone
-/// The processor time that a thread has used; exact while it is stopped.
-std::optional<std::uint64_t> thread_time_ns(pid_t pid, pid_t tid);
 std::optional<int> last_cpu_of(pid_t pid, pid_t tid);
 
 /// One line that says why process `pid` can't be traced, after `error`, and what would help.

@@ -1,9 +1,14 @@
 // What the tracer asks and does about single threads, stops apart.
 
+#include <fcntl.h>
 #include <sched.h>
 #include <sys/ptrace.h>
+#include <unistd.h>
 
+#include <array>
 #include <cerrno>
+#include <cstdio>
+#include <cstdlib>
 #include <ctime>
 #include <iterator>
 
@@ -78,6 +83,24 @@ std::optional<int> Tracer::noted_cpu(pid_t tid, Thread& thread) {
     const auto words = peek(tid, thread.rseq);
     if (!words || *words >> 32 >= CPU_SETSIZE) return std::nullopt;  // not registered any more
     return static_cast<int>(*words >> 32);
+}
+
+/// The processor time that a thread has used; exact while it is stopped. Its file is kept open for the next
+/// time: that spares the thread two thirds of the wait.
+std::optional<std::uint64_t> Tracer::thread_time_ns(pid_t tid) {
+    if (thread_time_of_ != tid) {
+        char path[64];
+        std::snprintf(path, sizeof path, "/proc/%d/task/%d/schedstat", pid_, tid);
+        thread_time_.reset(::open(path, O_RDONLY | O_CLOEXEC));
+        thread_time_of_ = tid;
+    }
+    std::array<char, 128> text{};
+    // A descriptor of a thread that is gone reads nothing, whatever has its id by now.
+    if (::pread(thread_time_.get(), text.data(), text.size() - 1, 0) <= 0) {
+        thread_time_of_ = 0;
+        return std::nullopt;
+    }
+    return std::strtoull(text.data(), nullptr, 10);
 }
 
 std::optional<pid_t> Tracer::interrupt_running(std::mt19937_64& random) {

@@ -53,7 +53,8 @@ class AllocProbe final : public TracerClient {
     void on_child(pid_t child) override;
     void on_exec() override;
     bool on_leader_exit() override;
-    std::uint64_t on_time(std::uint64_t now_ns, bool& keep_running) override;
+    void on_time(std::uint64_t now_ns, bool& keep_running) override;
+    [[nodiscard]] std::uint64_t due_ns() const override;
     bool leader_may_go() override;
 
   private:
@@ -119,6 +120,7 @@ class AllocProbe final : public TracerClient {
     void send(const TraceEvent& event, const std::vector<python::RawFrame>& frames);
     void notify(std::uint64_t now_ns, bool always);
     void publish_figures();
+    void charge_work(Moment now);
     [[nodiscard]] Moment moment(std::uint64_t now_ns) const;
 
     pid_t pid_;
@@ -150,6 +152,7 @@ class AllocProbe final : public TracerClient {
     bool hit_counts_ = false;
     std::uint64_t notified_ns_ = 0;
     std::uint64_t published_ns_ = 0;
+    Moment charged_;  ///< when the tracing process's work was last charged
     bool exit_announced_ = false;
 };
 

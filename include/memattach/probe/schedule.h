@@ -91,6 +91,8 @@ class Schedule {
     /// A stop of the group of `kind` that was memattach's doing but no hit that counts: a return breakpoint,
     /// a hit outside of its window.
     void other_stop(trace::AllocKind kind, std::uint64_t stopped_ns);
+    /// What the target's processor was kept from it for besides, ns: windows were planned, opened, closed.
+    void work(double ns);
 
     [[nodiscard]] bool wants_copies() const { return malloc_.wants_copy() || object_.wants_copy(); }
     /// As GroupSchedule::allow_copies().

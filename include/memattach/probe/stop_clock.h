@@ -51,6 +51,9 @@ class StopClock {
     /// with the way into the stop and out of it.
     double add_stop(std::uint64_t stopped_ns, bool plain);
 
+    /// The target's processor did something else of memattach's.
+    void add_work(double ns) { stopped_ns_ += ns; }
+
     /// True when the present hit should be taken a second time, once it has been served.
     [[nodiscard]] bool wants_null_trap();
     /// `cpu_ns`: what the thread's own CPU time grew by between the two stops (schedstat's first number is

@@ -28,6 +28,7 @@
 #include <random>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "memattach/base/address.h"
@@ -79,9 +80,11 @@ class TracerClient {
     virtual void on_exec() = 0;
     /// The thread group's leader is about to end and is held, its memory still there. True: hold on.
     virtual bool on_leader_exit() = 0;
-    /// Called when the time that it last returned has come and whenever this process is signalled. Returns
-    /// when it wants to be called again, at the latest (CLOCK_MONOTONIC). `keep_running` false ends run().
-    virtual std::uint64_t on_time(std::uint64_t now_ns, bool& keep_running) = 0;
+    /// Called when due_ns() has come and whenever this process is signalled. `keep_running` false ends run().
+    virtual void on_time(std::uint64_t now_ns, bool& keep_running) = 0;
+    /// When on_time() wants to be called, at the latest (CLOCK_MONOTONIC); asked behind it and behind every
+    /// stop.
+    [[nodiscard]] virtual std::uint64_t due_ns() const = 0;
     /// Whether a leader that on_leader_exit() held may go now; asked at every on_time().
     virtual bool leader_may_go() = 0;
 };
@@ -121,6 +124,9 @@ class Tracer {
     /// The processor time that all threads of the target have used, in the kernel's precise accounting.
     [[nodiscard]] std::uint64_t own_time_ns() const;
     [[nodiscard]] const StopStats& stats() const { return stats_; }
+    /// What this process has used of its processor, which is that of the thread that it serves, besides
+    /// stops: waking up at some time, arming, disarming. Since it was last asked, ns.
+    [[nodiscard]] double take_work_ns() { return std::exchange(work_ns_, 0); }
     /// Asks a thread to stop that runs at present, any of them; one that sleeps isn't disturbed. Nothing
     /// where none runs.
     std::optional<pid_t> interrupt_running(std::mt19937_64& random);
@@ -159,6 +165,7 @@ class Tracer {
     void handle_signal_stop(pid_t tid, Thread& thread, int signal);
     void handle_breakpoint(pid_t tid, Thread& thread, user_regs_struct& regs);
     static pid_t wait_for(pid_t tid, int& status);
+    std::optional<std::uint64_t> thread_time_ns(pid_t tid);
     bool take_null_trap(pid_t tid, const user_regs_struct& at_breakpoint);
     void account_stop(std::uint64_t go_ns);
     bool step(pid_t tid, Thread& thread, Breakpoint& breakpoint, std::uint64_t address);
@@ -171,7 +178,8 @@ class Tracer {
     void resume(pid_t tid, int signal, bool event_stop);
     void remember_removed(const Removed& removed);
     void housekeeping(std::uint64_t now_ns);
-    void set_timer(std::uint64_t at_ns);
+    void plan_wake(std::uint64_t now_ns);
+    void account_wake(bool was_stop);
     void stay_beside(pid_t tid, Thread& thread);
     void follow_thread();
     [[nodiscard]] static std::optional<int> noted_cpu(pid_t tid, Thread& thread);
@@ -192,10 +200,16 @@ class Tracer {
     std::uint64_t held_since_ns_ = 0;
     StopStats stats_;
     std::uint64_t latency_ns_ = 0;
+    base::UniqueFd thread_time_;  ///< the schedstat of the thread that was asked for its time last
+    pid_t thread_time_of_ = 0;
     std::uint64_t stop_start_ns_ = 0;
     bool hit_served_ = false;
     bool null_trap_over_ = false;
-    std::uint64_t due_ns_ = 0;
+    std::uint64_t due_ns_ = 0;    ///< what the timer is set to
+    std::uint64_t asked_ns_ = 0;  ///< the client's due_ns() then
+    double work_ns_ = 0, wake_cost_ns_ = 0;
+    std::uint64_t cpu_before_wake_ns_ = 0;  ///< this thread's, when it went to sleep; 0: not known
+    std::uint64_t tail_start_ns_ = 0;       ///< when the stop that was served last had been let go
     std::uint64_t cpu_checked_ns_ = 0, moved_ns_ = 0;
     int companion_cpu_ = -1;
     int cpu_ = -1, thread_cpu_ = -1;  ///< of this process; of the thread that stopped last

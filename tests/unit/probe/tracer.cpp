@@ -79,18 +79,20 @@ class Counter final : public probe::TracerClient {
     void on_child(pid_t) override { ++shared_.children; }
     void on_exec() override {}
     bool on_leader_exit() override { return false; }
-    std::uint64_t on_time(std::uint64_t now_ns, bool& keep_running) override {
+    void on_time(std::uint64_t now_ns, bool& keep_running) override {
         if (tracer != nullptr && shared_.interrupts && tracer->interrupt_running(random_)) ++shared_.asked;
         const std::uint64_t limit = shared_.stop_after_hits;
         if (limit != 0 && shared_.hits >= limit) keep_running = false;
-        return now_ns + 1'000'000;
+        due_ns_ = now_ns + 1'000'000;
     }
+    [[nodiscard]] std::uint64_t due_ns() const override { return due_ns_; }
     bool leader_may_go() override { return true; }
 
     probe::Tracer* tracer = nullptr;
 
   private:
     Shared& shared_;
+    std::uint64_t due_ns_ = 0;
     std::mt19937_64 random_{1};
 };
 
