@@ -40,6 +40,20 @@ bool is_link(std::uint64_t word, std::uint64_t address, std::uint64_t pool_bytes
     return word == 0 || (word / pool_bytes == address / pool_bytes && word % 16 == 0);
 }
 
+/// Into another block of the same page; of what size those are is known to the page alone.
+bool is_mimalloc_link(std::uint64_t word, std::uint64_t address, std::uint64_t size_bytes) {
+    constexpr std::uint64_t kSmallest = 16 << 10, kSmallPage = 64 << 10, kMediumPage = 512 << 10;
+    if (word % 8 != 0 || word == address) return false;
+    if (size_bytes <= kSmallest) return word / kSmallPage == address / kSmallPage;
+    return (word > address ? word - address : address - word) < kMediumPage;
+}
+
+/// struct _object, free-threaded 3.13–3.15: ob_tid, ob_ref_local in the upper half of the next word,
+/// ob_ref_shared above two bits of its state, ob_type.
+bool is_in_use(const BlockContent& content, std::size_t type_index) {
+    return content.words[type_index - 2] >> 32 != 0 || content.words[type_index - 1] >> 2 != 0;
+}
+
 struct Changed {
     std::uint32_t set = 0, changed = 0, pointers = 0, pointers_changed = 0;
 };
@@ -111,7 +125,9 @@ BlockType BlockTypes::recognise(const BlockContent& content, std::uint64_t size_
     for (const std::uint64_t begin : kBegins) {
         const std::size_t index = (begin + type_offset_) / 8;
         if (index >= content.count || !is_pointer(content.words[index])) continue;
-        if (!free_threaded_ && !is_reference_count(content.words[index - type_offset_ / 8])) continue;
+        if (free_threaded_ ? index < 3 || !is_in_use(content, index)
+                           : !is_reference_count(content.words[index - type_offset_ / 8]))
+            continue;
         const auto known = read_type(content.words[index]);
         if (!known || known->basic_size > size_bytes) continue;
         BlockType type;
@@ -131,20 +147,22 @@ BlockType BlockTypes::recognise(const BlockContent& content, std::uint64_t size_
 }
 
 Sight compare(const BlockContent& before, const BlockContent& now, BlockType type, std::uint64_t address,
-              std::uint64_t size_bytes, std::uint64_t pool_bytes, bool counted) {
+              std::uint64_t size_bytes, const FreeMarks& marks) {
     if (now.count == 0) return Sight::same;
     if (type.index == 0 || type.index >= std::min(before.count, now.count)) {
         // A link that was there when the block lived is part of what it holds; the list's last is NULL.
         const bool is_new = before.count == 0 || now.words[0] != before.words[0] || now.words[0] == 0;
-        if (pool_bytes != 0 && is_new && is_link(now.words[0], address, pool_bytes)) return Sight::maybe_free;
+        if (marks.pool_bytes != 0 && is_new && is_link(now.words[0], address, marks.pool_bytes))
+            return Sight::maybe_free;
+        if (marks.mimalloc && before.settled != 0 && now.words[0] != before.words[0] &&
+            is_mimalloc_link(now.words[0], address, size_bytes))
+            return Sight::changed;
         return before.settled == 0 ? Sight::same : compare_untyped(before, now, size_bytes);
     }
     const std::size_t t = type.index;
     if (now.words[t] != before.words[t]) return Sight::changed;
-    if (counted) {
-        const std::uint64_t references = now.words[t - 1];
-        if (!is_reference_count(references)) return Sight::changed;
-    }
+    if (marks.split_references ? t < 3 || !is_in_use(now, t) : !is_reference_count(now.words[t - 1]))
+        return Sight::changed;
     // Sizes of what is fixed are there from the start.
     const bool is_fixed =
         type.changes == BlockType::Changes::never || type.changes == BlockType::Changes::text;

@@ -4,12 +4,17 @@
 ///  - A typed block (a Python object) keeps its type, and an object that is not in use any more has a
 ///    reference count of 0: it is deallocated because the count came to 0, and who frees memory doesn't touch
 ///    that word where something lies in front of the object (the garbage collector's header, 3.8–3.14). In a
-///    block without one the word is overwritten with a link into the pool.
+///    block without one the word is overwritten with a link into the pool. Free-threaded builds (3.13–3.15)
+///    count in two words, the owning thread's references and all others', behind the owner's id: both come to
+///    0, and only the id is overwritten.
 ///  - Some types never change what they hold: int, float, str, bytes, tuple. Lists, dictionaries and
 ///  instances
 ///    do, and say nothing by it.
 ///  - pymalloc writes a link to the pool's next free block, or NULL, into the first word of what is freed
 ///    (Objects/obmalloc.c, 3.3–3.14); the pool's list of free blocks says which ones those are.
+///  - mimalloc writes a link, too, and NULL into the last one. There is no cheap list to ask, but it never
+///    leads out of the page (64 KiB, for blocks above 16 KiB 512 KiB, Objects/mimalloc, 3.13–3.15), and what
+///    has no type lies in other pages than objects do (pycore_mimalloc.h): a table's pointers lead elsewhere.
 ///  - glibc's malloc has the chunk's size in front of the block, and says in the next chunk's size whether
 ///    this one is in use (bit 0), except for chunks in a thread's cache: these hold a mangled link (2.32+)
 ///    and a random key (2.34+) in the first two words (malloc/malloc.c, "tcache_put").
@@ -61,13 +66,18 @@ class BlockTypes {
     std::unordered_map<std::uint64_t, Known> known_;
 };
 
+/// What tells a free block of the target's from one that lives.
+struct FreeMarks {
+    std::uint64_t pool_bytes = 0;   ///< of pymalloc's pools; 0: it isn't concerned
+    bool mimalloc = false;          ///< the interpreter's own
+    bool split_references = false;  ///< objects count as free-threaded builds have it
+};
+
 enum class Sight : std::uint8_t { same, changed, maybe_free };
 
-/// By content alone. `maybe_free`: its first word has become what pymalloc writes into free blocks of a pool
-/// of `pool_bytes` (0: pymalloc isn't concerned). `counted`: objects have an ordinary reference count.
+/// By content alone. `maybe_free`: its first word has become what pymalloc writes into free blocks of a pool.
 [[nodiscard]] Sight compare(const BlockContent& before, const BlockContent& now, BlockType type,
-                            std::uint64_t address, std::uint64_t size_bytes, std::uint64_t pool_bytes,
-                            bool counted);
+                            std::uint64_t address, std::uint64_t size_bytes, const FreeMarks& marks);
 
 /// Whether a chunk of glibc's malloc was freed: the two words of size, its own and the next chunk's, where
 /// that was read.

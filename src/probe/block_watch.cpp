@@ -43,9 +43,10 @@ BlockWatch::BlockWatch(const process::Memory& memory, const python::Runtime& run
       types_(std::make_unique<BlockTypes>(memory, runtime.layout, runtime.free_threaded)),
       always_there_(runtime.address),
       pymalloc_(sites.object_name.starts_with("pymalloc")),
+      mimalloc_(sites.object_name.starts_with("mimalloc")),
       glibc_(sites.malloc_name == "glibc"),
       objects_in_glibc_(glibc_ && sites.object_name.starts_with("malloc")),
-      counted_(!runtime.free_threaded) {}
+      split_references_(runtime.free_threaded) {}
 
 BlockWatch::~BlockWatch() = default;
 
@@ -247,7 +248,9 @@ BlockWatch::Verdict BlockWatch::judge(const Look& look, Block& block) {
         pool_bytes_ = pymalloc_pool_bytes(memory_, base::Address(look.address)).value_or(0);
     const BlockType type{block.type_index, static_cast<BlockType::Changes>(block.type_changes)};
     const auto compare_with = [&](std::uint64_t pool_bytes) {
-        return compare(block.content, now, type, look.address, block.size_bytes, pool_bytes, counted_);
+        const FreeMarks marks{pool_bytes, mimalloc_ && block.kind == trace::AllocKind::object,
+                              split_references_};
+        return compare(block.content, now, type, look.address, block.size_bytes, marks);
     };
     Sight sight = compare_with(is_pooled && block.unsure < kMostUnsure ? pool_bytes_ : 0);
     if (sight == Sight::maybe_free) {

@@ -33,6 +33,7 @@ Fixtures (fixtures/*.py) speak through fixtures/handshake.py; see there. A fixtu
 directory that the target can see, also inside another root.
 
 Environment: MEMATTACH (the binary), MEMATTACH_TEST_CHROOTS (colon-separated roots with Pythons in them; needs root),
+MEMATTACH_TEST_PYTHONS (colon-separated executables of further Pythons, as free-threaded builds),
 MEMATTACH_LIVE_REPORT (a directory: what ran and what was skipped is written there as JSON for tools/test), MEMATTACH_FAULTS
 (how often fault-injection tests repeat; see faults()).
 """
@@ -68,7 +69,8 @@ def faults(default):
 
 
 class Python:
-    """A CPython on this machine. `kind` is "pyenv", "system" or the name of a chroot's directory."""
+    """A CPython on this machine. `kind` is "pyenv", "system", the name of a chroot's directory, or, of one that
+    MEMATTACH_TEST_PYTHONS names, that of the directory that it is installed in."""
 
     def __init__(self, path, version, kind, root="", free_threaded=False):
         self.path = path  # inside root
@@ -118,6 +120,12 @@ def _all_pythons():
     for path in glob.glob("/usr/bin/python3.*"):
         if re.search(r"/python3\.\d+t?$", path):
             found.append(_ask(path, "system"))
+    for path in filter(None, os.environ.get("MEMATTACH_TEST_PYTHONS", "").split(":")):
+        # One that was asked for and isn't there, or doesn't run, is no reason to test less without a word.
+        given = _ask(path, os.path.basename(os.path.dirname(os.path.dirname(os.path.abspath(path)))))
+        if given is None:
+            sys.exit(f"MEMATTACH_TEST_PYTHONS: {path} is no CPython that runs")
+        found.append(given)
     for root in filter(None, os.environ.get("MEMATTACH_TEST_CHROOTS", "").split(":")):
         for path in glob.glob(f"{root}/usr/bin/python3.*") + glob.glob(f"{root}/usr/local/bin/python3.*"):
             if re.search(r"/python3\.\d+t?$", path) and os.geteuid() == 0:
@@ -126,7 +134,8 @@ def _all_pythons():
 
 
 def pythons(minimum=(3, 8), maximum=(3, 99), kinds=None):
-    """Every CPython found: pyenv's ($PYENV_ROOT or ~/.pyenv), /usr/bin/python3.*, and those in MEMATTACH_TEST_CHROOTS.
+    """Every CPython found: pyenv's ($PYENV_ROOT or ~/.pyenv), /usr/bin/python3.*, and those of MEMATTACH_TEST_PYTHONS and
+    MEMATTACH_TEST_CHROOTS.
     `maximum` is inclusive. `kinds` restricts to some kinds; ("host",) leaves the chroots out."""
     chosen = [p for p in _all_pythons() if minimum <= p.minor <= maximum]
     if kinds == ("host",):

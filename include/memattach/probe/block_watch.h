@@ -121,7 +121,7 @@ class BlockWatch {
     const process::Memory& memory_;
     std::unique_ptr<BlockTypes> types_;
     base::Address always_there_;
-    bool pymalloc_, glibc_, objects_in_glibc_, counted_;
+    bool pymalloc_, mimalloc_, glibc_, objects_in_glibc_, split_references_;
     std::uint64_t pool_bytes_ = 0;  ///< 0: not known yet
     std::mt19937 random_{1};
 

@@ -201,7 +201,8 @@ TEST_CASE("types: objects are recognised behind whatever lies in front of them")
 TEST_CASE("content: what each type allows itself") {
     const auto see = [](const BlockContent& before, const BlockContent& now, std::uint8_t index,
                         BlockType::Changes changes, std::uint64_t size = kBlockBytes) {
-        return probe::compare(before, now, {index, changes}, Pool::address_of(5), size, kPoolBytes, true);
+        return probe::compare(before, now, {index, changes}, Pool::address_of(5), size,
+                              {.pool_bytes = kPoolBytes});
     };
     using enum BlockType::Changes;
     const std::uint64_t t = kType.value();
@@ -243,6 +244,41 @@ TEST_CASE("content: what each type allows itself") {
     CHECK(see(content({11, 12, 13, 14}), content({21, 22, 23, 14}), 0, freely) == Sight::changed);
     CHECK(see(content({11, 12, 13, 14}), content({21, 22, 23, 24}), 0, freely, 100'000) == Sight::same);
     CHECK(see({}, content({1, t, 7, 8}), 0, freely) == Sight::same);  // the first look
+}
+
+TEST_CASE("content: free-threaded objects count in two words, and mimalloc links what is free") {
+    constexpr std::uint64_t kThread = 0x7f00aa00b740, kBlock = 0x200000a1240, kLocal = std::uint64_t{1} << 32;
+    const std::uint64_t t = kType.value();
+    const auto see = [&](const BlockContent& before, const BlockContent& now, std::uint8_t index,
+                         std::uint64_t size = 64) {
+        return probe::compare(before, now, {index, BlockType::Changes::freely}, kBlock, size,
+                              {.mimalloc = true, .split_references = true});
+    };
+    const BlockContent object = content({kThread, 2 * kLocal, 0, t, 7});
+    CHECK(see(object, content({kThread, kLocal, 0, t, 8}), 3) == Sight::same);
+    CHECK(see(object, content({0, 0, 2 << 2 | 3, t, 7}), 3) == Sight::same);  // other threads refer to it
+    CHECK(see(object, content({kThread, kLocal, ~std::uint64_t{7}, t, 7}), 3) == Sight::same);
+    CHECK(see(object, content({kBlock + 0x80, 0, 0, t, 7}), 3) == Sight::changed);
+    CHECK(see(object, content({0, 0, 3, t, 7}), 3) == Sight::changed);
+    CHECK(see(object, content({0x200000a0000, kLocal, 0, t, 7}), 3) ==
+          Sight::same);  // a list of the collector's
+    // no object: lists' items, dictionaries' keys
+    const BlockContent table = content({16, 0x20000111000, 0x20000111040});
+    CHECK(see(table, content({16, 0x20000111000, 0x20000111080}), 0) == Sight::same);
+    CHECK(see(table, content({32, 0x20000111000, 0x20000111040}), 0) == Sight::same);
+    CHECK(see(table, content({0x200000a0000, 0x20000111000, 0x20000111040}), 0) == Sight::changed);
+    CHECK(see(table, content({0x200000b0000, 0x20000111000, 0x20000111040}), 0) == Sight::same);
+    CHECK(see(table, content({0x20000111000, 0x20000111000, 0x20000111040}), 0, 20'000) == Sight::changed);
+    CHECK(see(table, content({kBlock, 0x20000111000, 0x20000111040}), 0) == Sight::same);
+
+    Target target(kReady | kLong);
+    target.memory.write(kType + 24, kTypes.value());
+    auto layout = target.runtime.layout;
+    layout.object.type = 24;
+    probe::BlockTypes types(target.memory, layout, true);
+    CHECK(types.recognise(content({kThread, kLocal, 0, t, 5}), 48).index == 3);
+    CHECK(types.recognise(content({0, 0, 1 << 2 | 3, t, 5}), 48).index == 3);
+    CHECK(types.recognise(content({kThread, 0, 0, t, 5}), 48).index == 0);  // not in use
 }
 
 TEST_CASE("a block is live until a look finds it in the pool's list of free ones") {
