@@ -109,6 +109,8 @@ class Sites(LiveTest):
 
     @each_python(kinds=("host",))
     def test_pythonmalloc(self, python):
+        if python.free_threaded:
+            self.skipTest(f"{python} knows mimalloc alone: see test_pythonmalloc_mimalloc")
         pymalloc, redirected = None, None
 
         def served(found):
@@ -145,14 +147,37 @@ class Sites(LiveTest):
                 else:
                     self.assertEqual(found["redirects"], {})
 
+    @each_python(minimum=(3, 13))
+    def test_pythonmalloc_mimalloc(self, python):
+        """Its own one is the only one that free-threaded builds take; others have it too."""
+        served = None
+        for setting, name in (("mimalloc", "mimalloc"), ("debug", "mimalloc_debug"), ("mimalloc_debug", "mimalloc_debug")):
+            if setting == "debug" and not python.free_threaded:
+                continue  # pymalloc's
+            with self.subTest(setting):
+                target = self.start(python, "allocators.py", env={"PYTHONMALLOC": setting})
+                found = self.show(target)
+                self.assertEqual(found["object"], name)
+                sites = found["sites"]["object"]
+                functions = {k: v for k, v in target.truth["object"].items() if k != "ctx"}
+                if name == "mimalloc":
+                    self.check_object(target, found, functions)
+                    served = len(sites)
+                else:
+                    self.assertEqual(len(sites), served)
+                    self.assertFalse(set(functions.values()) & set(sites))
+                    self.assertTrue(all("padding=24" in s for s in sites.values()))
+                self.assertTrue(all("limit=0 " in s for s in sites.values()), sites)
+
     @each_python(kinds=("host",))
     def test_tracemalloc_in_front(self, python):
         target = self.start(python, "allocators.py", options=["-X", "tracemalloc"])
         found = self.show(target)
-        self.assertEqual(found["object"], "pymalloc, hooked")
+        self.assertEqual(found["object"], f"{'mimalloc' if python.free_threaded else 'pymalloc'}, hooked")
         functions = {k: v for k, v in target.truth["object"].items() if k != "ctx"}
         self.assertFalse(set(functions.values()) & set(found["sites"]["object"]))
-        self.assertEqual(len(found["sites"]["object"]), 4)
+        # mimalloc's functions for objects are others than those for what isn't.
+        self.assertEqual(len(found["sites"]["object"]), 8 if python.free_threaded else 4)
 
 
 if __name__ == "__main__":
