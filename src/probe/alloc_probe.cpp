@@ -70,6 +70,7 @@ void AllocProbe::on_time(std::uint64_t now_ns, bool& keep_running) {
     if (getppid() != shared_.analyser_pid.load(std::memory_order_relaxed)) keep_running = false;
     if (keep_running && now_ns >= plan_.wake_ns) apply_plan(now_ns);
     end_tails(now_ns);
+    thread_states_.keep_up(now_ns);
     notify(now_ns, false);
     constexpr std::uint64_t kPublishNs = 20'000'000;
     if (now_ns - published_ns_ > kPublishNs) {
@@ -227,11 +228,12 @@ void AllocProbe::begin_call(pid_t tid, std::size_t, const user_regs_struct& regs
 }
 
 void AllocProbe::read_stack(const user_regs_struct& regs, Call& call) {
-    const base::Address state = thread_states_.find(regs.fs_base, tracer_->stop_start_ns());
-    if (state.is_null()) return;
+    const auto states = thread_states_.find(regs.fs_base, tracer_->stop_start_ns());
+    if (states.empty()) return;
     raw_.frames.clear();
     raw_.truncated = raw_.broken = false;
-    if (reader_.walk(state, raw_, true) == python::WalkStatus::gone) {
+    base::Address innermost;
+    if (reader_.walk(states, raw_, innermost, true) == python::WalkStatus::gone) {
         thread_states_.forget(regs.fs_base);
         return;
     }

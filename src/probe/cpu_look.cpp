@@ -35,31 +35,26 @@ CpuLook::CpuLook(int pid, const python::Runtime& runtime, const process::Memory&
 void CpuLook::read_states(std::uint64_t now_ns) {
     states_read_ns_ = now_ns;
     states_.clear();
-    inner_states_.clear();
-    // The newest interpreter comes first, the main one last.
+    nested_states_.clear();
+    // Of a thread's states the innermost comes first.
     for (const python::ThreadState& state : reader_.threads()) {
         if (state.tid == 0) continue;
         base::Address& known = states_[state.tid];
-        if (!known.is_null() && runtime_.layout.runners_own_state) inner_states_[state.tid].push_back(known);
+        if (!known.is_null()) {
+            auto& nested = nested_states_[state.tid];
+            if (nested.empty()) nested.push_back(known);
+            nested.push_back(state.address);
+        }
         known = state.address;
     }
 }
 
 python::WalkStatus CpuLook::walk(LookedAt& thread, bool stopped) {
     base::Address walked = thread.state;
-    auto status = python::WalkStatus::no_frames;
-    // A thread that runs code in a subinterpreter has frames there, and in the interpreter that it came from.
-    if (const auto inner = inner_states_.find(thread.tid); inner != inner_states_.end()) {
-        for (const base::Address state : inner->second) {
-            status = reader_.walk(state, thread.raw, stopped);
-            walked = state;
-            if (status == python::WalkStatus::consistent || status == python::WalkStatus::torn) break;
-        }
-    }
-    if (status != python::WalkStatus::consistent && status != python::WalkStatus::torn) {
-        status = reader_.walk(thread.state, thread.raw, stopped);
-        walked = thread.state;
-    }
+    const auto nested = nested_states_.find(thread.tid);
+    const auto status = nested == nested_states_.end()
+                            ? reader_.walk(thread.state, thread.raw, stopped)
+                            : reader_.walk(nested->second, thread.raw, walked, stopped);
     if (thread.walked != walked) thread.last_stack.reset();
     thread.walked = walked;
     return status;

@@ -106,6 +106,7 @@ class Keeper {
         ++runs_;
         measure();
         release();
+        sampler_.keep_up();
         shared_.result.work_ns = static_cast<double>(base::monotonic_ns() - start_ns);
         if (space_ && runs_ < kRunsPerSpace && !outdated_ && pages_.fits()) {
             finish(ShadowShared::done);

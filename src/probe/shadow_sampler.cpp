@@ -139,6 +139,10 @@ void ShadowSampler::run(ShadowSpace& space, ShadowPages& pages, const ShadowWind
     tell_contents();
 }
 
+void ShadowSampler::keep_up() {
+    thread_states_.keep_up(base::monotonic_ns());
+}
+
 void ShadowSampler::draw_no_more() {
     counters_.countdown = {ShadowCounters::kNever, ShadowCounters::kNever};
     counters_.big_bytes = ShadowCounters::kNever;
@@ -228,11 +232,12 @@ void ShadowSampler::begin(ShadowSpace& space, const PlannedSite& planned, double
 }
 
 void ShadowSampler::read_stack(std::uint64_t pthread, Event& sample) {
-    const base::Address state = thread_states_.find(pthread, base::monotonic_ns());
-    if (state.is_null()) return;
+    const auto states = thread_states_.find(pthread, base::monotonic_ns());
+    if (states.empty()) return;
     raw_.frames.clear();
     raw_.truncated = raw_.broken = false;
-    if (reader_.walk(state, raw_, true) == python::WalkStatus::gone) {
+    base::Address innermost;
+    if (reader_.walk(states, raw_, innermost, true) == python::WalkStatus::gone) {
         thread_states_.forget(pthread);
         return;
     }

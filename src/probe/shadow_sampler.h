@@ -57,6 +57,8 @@ class ShadowSampler {
     /// The thread is held: reads its Python stack. Frames further out are hardly touched in a window, and the
     /// target will have gone on to other lines by the time that a sample asks for them.
     void see_stack(std::uint64_t pthread);
+    /// To be called now and then, while no thread is held.
+    void keep_up();
 
     struct Event {
         TraceEvent event;

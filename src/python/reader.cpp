@@ -75,6 +75,7 @@ struct StackReader::Impl {
     ThreadWalk* last_walk = nullptr;
     std::unordered_map<std::uint64_t, std::optional<GilPlace>> gils;
     std::optional<base::Address> gil_holder;
+    RawStack outer;
 };
 
 StackReader::StackReader(const process::Memory& memory, const Runtime& runtime, int pid)
@@ -111,6 +112,43 @@ WalkStatus StackReader::walk(base::Address thread_state, RawStack& out, bool sto
     if (!thread.copies().empty()) impl.copies.place(impl.context.frames, thread.copies(), out);
     thread.compare_with_last(out);
     return status;
+}
+
+void append_outer(RawStack& stack, const RawStack& outer) {
+    stack.unchanged = false;
+    stack.unchanged_frames = 0;
+    if (stack.truncated || stack.broken) return;
+    stack.frames.insert(stack.frames.end(), outer.frames.begin(), outer.frames.end());
+    stack.truncated = outer.truncated;
+    stack.broken = outer.broken;
+    if (stack.frames.size() <= trace::kMaxStackDepth) return;
+    stack.frames.resize(trace::kMaxStackDepth);
+    stack.truncated = true;
+    stack.broken = false;
+}
+
+WalkStatus StackReader::walk(std::span<const base::Address> states, RawStack& out, base::Address& innermost,
+                             bool stopped) {
+    WalkStatus result = WalkStatus::gone;
+    bool runs = false;
+    std::optional<base::Address> holder;
+    for (const base::Address state : states) {
+        RawStack& into = runs ? impl_->outer : out;
+        const WalkStatus status = walk(state, into, stopped);
+        if (status == WalkStatus::gone || status == WalkStatus::no_frames) {
+            if (!runs && status == WalkStatus::no_frames) result = status;
+        } else if (!runs) {
+            runs = true;
+            result = status;
+            innermost = state;
+            holder = impl_->gil_holder;
+        } else {
+            append_outer(out, into);
+            if (status == WalkStatus::torn) result = status;
+        }
+    }
+    if (runs) impl_->gil_holder = holder;
+    return result;
 }
 
 std::optional<base::Address> StackReader::gil_holder() const {

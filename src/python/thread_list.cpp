@@ -13,6 +13,8 @@
 #include <unordered_set>
 
 #include "memattach/base/unique_fd.h"
+#include "memattach/process/maps.h"
+#include "memattach/process/proc.h"
 
 namespace memattach::python {
 namespace {
@@ -147,6 +149,77 @@ void ThreadList::tids_from_pthreads(std::vector<ThreadState>& threads, const Ids
     }
 }
 
+void ThreadList::find_runners(std::vector<ThreadState>& threads) const {
+    if (runtime_.layout.runners_own_state || threads.empty() ||
+        threads.front().interpreter == threads.back().interpreter)
+        return;
+    if (runtime_.layout.thread.cframe != kAbsent) {
+        find_runners_by_stack(threads);
+    } else {
+        leave_open_who_runs(threads);
+    }
+}
+
+void ThreadList::find_runners_by_stack(std::vector<ThreadState>& threads) const {
+    const auto& layout = runtime_.layout.thread;
+    const std::uint64_t size = layout.size == kAbsent ? 1024 : layout.size;
+    std::map<base::Address, std::uint64_t> places;  // on a C stack, by state
+    for (const ThreadState& thread : threads) {
+        const std::uint64_t cframe =
+            memory_.read_address(thread.address + layout.cframe).value_or(base::Address()).value();
+        // What runs nothing points into its own state.
+        const bool idle = cframe - thread.address.value() < size;
+        places[thread.address] = idle ? 0 : cframe;
+    }
+    const base::Address main_interpreter = threads.back().interpreter;
+    std::vector<std::pair<base::Address, std::int32_t>> owners;  // of stacks
+    base::Address main_thread;
+    for (const ThreadState& thread : threads) {
+        if (thread.interpreter != main_interpreter) continue;
+        owners.emplace_back(thread.pthread, thread.tid);
+        if (thread.tid == pid_) main_thread = thread.pthread;
+    }
+    std::sort(owners.begin(), owners.end());
+    std::vector<process::Mapping> maps;
+    for (ThreadState& thread : threads) {
+        const base::Address place(places[thread.address]);
+        if (thread.interpreter == main_interpreter || place.is_null()) continue;
+        if (maps.empty()) maps = process::read_maps(pid_);
+        const process::Mapping* mapping = process::find_mapping(maps, place);
+        if (mapping != nullptr && mapping->path == "[stack]") {
+            thread.tid = pid_;
+            thread.pthread = main_thread;
+            continue;
+        }
+        const auto owner = std::upper_bound(owners.begin(), owners.end(), std::pair{place, std::int32_t{0}});
+        const bool known = mapping != nullptr && owner != owners.end() && mapping->contains(owner->first);
+        thread.tid = known ? owner->second : 0;
+        thread.pthread = known ? owner->first : base::Address();
+    }
+    // Stacks grow downwards.
+    std::stable_sort(threads.begin(), threads.end(), [&](const ThreadState& a, const ThreadState& b) {
+        return places[a.address] < places[b.address];
+    });
+}
+
+void ThreadList::leave_open_who_runs(std::vector<ThreadState>& threads) const {
+    const auto runs = [&](const ThreadState& thread) {
+        const auto frame = memory_.read_address(thread.address + runtime_.layout.thread.frame);
+        return frame && !frame->is_null();
+    };
+    std::map<base::Address, std::size_t> states;
+    for (const ThreadState& thread : threads) ++states[thread.pthread];
+    std::map<base::Address, std::vector<ThreadState*>> running;
+    for (ThreadState& thread : threads)
+        if (states[thread.pthread] > 1 && runs(thread)) running[thread.pthread].push_back(&thread);
+    for (const auto& [pthread, of_thread] : running) {
+        for (std::size_t i = 0; i + 1 < of_thread.size(); ++i) {
+            of_thread[i]->tid = 0;
+            of_thread[i]->pthread = base::Address();
+        }
+    }
+}
+
 std::vector<ThreadState> ThreadList::read() {
     const auto& layout = runtime_.layout;
     std::vector<ThreadState> threads;
@@ -168,6 +241,7 @@ std::vector<ThreadState> ThreadList::read() {
         const auto outer = ids.outer_of.find(thread.tid);
         thread.tid = outer != ids.outer_of.end() ? outer->second : 0;
     }
+    find_runners(threads);
     return threads;
 }
 

@@ -301,6 +301,16 @@ class Target:
             time.sleep(0.001)
         raise AssertionError(f"target {self.pid} ({self.python}) never listened")
 
+    def wait_until_blocked(self, tid, timeout=60):
+        """Until a thread is in a system call that isn't the wait for the GIL."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            with open(f"/proc/{self.pid}/task/{tid}/syscall", encoding="ascii") as file:
+                if file.read().split()[0] not in ("running", "202", "-1"):
+                    return
+            time.sleep(0.001)
+        raise AssertionError(f"thread {tid} of {self.pid} ({self.python}) never blocked")
+
     def errors(self):
         self._stderr.seek(0)
         return self._stderr.read().decode(errors="replace")[-2000:]

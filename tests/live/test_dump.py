@@ -90,6 +90,44 @@ class GilOfEachInterpreter(LiveTest):
         self.assertIn(1, held)
 
 
+class NestedInterpreters(LiveTest):
+    """Up to 3.12 the state that such code runs on says that it is its creator's thread: dump showed it there, in place of what
+    that thread did. And what had called it was never shown."""
+
+    def look(self, python, order):
+        target = self.start(python, "nested_interpreters.py")
+        target.send(order)
+        tid = target.read_json()["tid"]
+        dump = self.memattach("dump", "-p", target.pid, "--json").json
+        profile = self.profile(target, "-d", "500ms", "-r", "200", "--cpu", "-t")
+        text = self.memattach("dump", "-p", target.pid).out
+        threads = {t["tid"]: [f["function"] for f in t["frames"]] for t in dump["threads"]}
+        ran = max(profile["threads"], key=lambda t: t["cpu_samples"])
+        self.assertEqual(ran["tid"], tid)
+        row = self.line(profile, target, "run")
+        self.assertGreater(row["cpu_total_pct"], 90, row)
+        if python.minor >= (3, 11):
+            self.assertEqual(threads[tid][:3], ["inner", "<module>", "run"])
+            self.assertNotIn(None, threads)
+        else:
+            # Nothing tells whose the inner frames are.
+            self.assertEqual(threads[tid][0], "run")
+            self.assertEqual(threads[None], ["inner", "<module>"])
+            self.assertIn("A thread, it can't be told which", text)
+        return target, threads
+
+    @each_python()
+    def test_on_the_main_thread(self, python):
+        target, threads = self.look(python, "main")
+        self.assertEqual(threads[target.pid][-1], "<module>")
+
+    @each_python()
+    def test_on_another_thread(self, python):
+        target, threads = self.look(python, "other")
+        self.assertNotIn("inner", threads[target.pid])
+        self.assertIn("main", threads[target.pid])
+
+
 class ThreadNames(LiveTest):
     @each_python()
     def test_threads_have_the_names_that_python_gave_them(self, python):
@@ -102,6 +140,12 @@ class ThreadNames(LiveTest):
 
 
 class NativeDump(LiveTest):
+    def start_waiting(self, python):
+        target = self.start(python, "native_waits.py")
+        for name in ("waiter", "deep"):
+            target.wait_until_blocked(target.truth["threads"][name])
+        return target
+
     def dump(self, target, name="waiter"):
         """On a machine that is busy a thread may not get a CPU to come to a stop on: until `name` does."""
         for _ in range(50):
@@ -137,7 +181,7 @@ class NativeDump(LiveTest):
 
     @each_python()
     def test_what_python_called(self, python):
-        target = self.start(python, "native_waits.py")
+        target = self.start_waiting(python)
         dump, threads = self.dump(target)
         self.assertEqual(set(threads), set(map(int, os.listdir(f"/proc/{target.pid}/task"))))
         late = [t for t in dump["threads"] if t["note"] and "no native frames" in t["note"]]
@@ -160,7 +204,7 @@ class NativeDump(LiveTest):
     @each_python(kinds=("host",))
     def test_a_stack_that_is_deeper_than_native_frames_are_unwound(self, python):
         """Where each Python call is several native ones (up to 3.10), its outer end is missing."""
-        target = self.start(python, "native_waits.py")
+        target = self.start_waiting(python)
         _, threads = self.dump(target, "deep")
         deep = threads[target.truth["threads"]["deep"]]
         self.assertIsNone(deep["note"])
@@ -172,7 +216,7 @@ class NativeDump(LiveTest):
 
     @each_python(kinds=("host",))
     def test_a_stopped_process_stays_stopped(self, python):
-        target = self.start(python, "native_waits.py")
+        target = self.start_waiting(python)
         os.kill(target.pid, signal.SIGSTOP)
         os.waitpid(target.pid, os.WUNTRACED)
         dump, threads = self.dump(target)
@@ -187,7 +231,7 @@ class NativeDump(LiveTest):
 
     @each_python(kinds=("host",))
     def test_one_that_waits_uninterruptibly_has_its_python_frames(self, python):
-        target = self.start(python, "native_waits.py")
+        target = self.start_waiting(python)
         before = set(os.listdir(f"/proc/{target.pid}/task"))
         fifo = f"{self.directory()}/fifo"
         os.mkfifo(fifo)

@@ -173,6 +173,7 @@ std::vector<ThreadLooks::Walk> ThreadLooks::walk_stopped(DumpedThread& thread, c
 }
 
 void ThreadLooks::take(DumpedThread& thread, const std::vector<Walk>& walks) {
+    python::RawStack raw;
     for (const Walk& walk : walks) {
         if (walk.status == python::WalkStatus::gone) continue;
         if (walk.holds_gil) {
@@ -183,14 +184,19 @@ void ThreadLooks::take(DumpedThread& thread, const std::vector<Walk>& walks) {
             thread.holds_gil = true;
             thread.gil = gil;
         }
-        // A thread can have states in several interpreters; the one that runs code is what is asked for.
-        if (thread.python && !thread.stack.empty()) continue;
         thread.python = true;
-        thread.interpreter_id = walk.state.interpreter_id;
-        thread.torn = walk.status == python::WalkStatus::torn;
-        codes_.resolve(walk.raw, thread.stack, dump_.losses);
-        if (thread.native) thread.native->entries = codes_.entries();
+        thread.torn |= walk.status == python::WalkStatus::torn;
+        if (raw.frames.empty()) {
+            // The innermost that runs code.
+            thread.interpreter_id = walk.state.interpreter_id;
+            raw = walk.raw;
+        } else {
+            python::append_outer(raw, walk.raw);
+        }
     }
+    if (!thread.python) return;
+    codes_.resolve(raw, thread.stack, dump_.losses);
+    if (thread.native) thread.native->entries = codes_.entries();
 }
 
 void ThreadLooks::look_at_all(bool native) {
@@ -322,6 +328,9 @@ class Renderer {
     }
 
     [[nodiscard]] std::string heading(const DumpedThread& thread) const {
+        if (thread.tid == 0)
+            return styled("1", "A thread, it can't be told which") +
+                   fmt::format("  interpreter {}", thread.interpreter_id);
         std::string what = thread.waits_for_gil && thread.activity.state == "waiting"
                                ? "waiting for the GIL"
                                : describe(thread.activity);
@@ -384,9 +393,9 @@ std::string to_json(const Dump& dump, int pid) {
     root["threads"] = nlohmann::ordered_json::array();
     for (const DumpedThread& thread : dump.threads) {
         nlohmann::ordered_json one;
-        one["tid"] = thread.tid;
+        one["tid"] = thread.tid != 0 ? nlohmann::ordered_json(thread.tid) : nlohmann::ordered_json();
         one["name"] = base::valid_utf8(thread.name);
-        one["state"] = thread.activity.state;
+        one["state"] = or_null(thread.tid != 0 ? thread.activity.state : "");
         one["waiting_in"] = or_null(thread.activity.system_call);
         one["waiting_on"] = or_null(thread.waits_for_gil ? "the GIL" : thread.activity.object);
         one["python"] = thread.python;

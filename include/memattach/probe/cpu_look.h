@@ -56,7 +56,7 @@ class CpuLook {
     [[nodiscard]] base::Address state_of(int tid) const;
     void forget(int tid) {
         states_.erase(tid);
-        inner_states_.erase(tid);
+        nested_states_.erase(tid);
     }
 
     /// Reads the thread's stack now, and whether it holds the GIL; nothing where the stack was lost.
@@ -92,7 +92,8 @@ class CpuLook {
     std::unique_ptr<NativeFrames> native_;
     BriefStops stops_;
     std::unordered_map<int, base::Address> states_;  ///< by tid; of several, that of the oldest interpreter
-    std::unordered_map<int, std::vector<base::Address>> inner_states_;  ///< the others, the newest first
+    /// Of threads that have several: all, the innermost first.
+    std::unordered_map<int, std::vector<base::Address>> nested_states_;
     std::uint64_t states_read_ns_ = 0;
     std::map<std::string, CpuSink::StackId> native_stacks_;  ///< by module
     std::uint64_t refused_stops_ = 0, late_stops_ = 0;

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "memattach/process/memory.h"
@@ -46,6 +47,9 @@ struct RawStack {
     std::uint32_t unchanged_frames = 0;
 };
 
+/// What called the outermost frame of `stack`, in another interpreter of the same thread.
+void append_outer(RawStack& stack, const RawStack& outer);
+
 /// How sure a walk is. The target runs on while it is read. Each system call reads all frames (the first
 /// look), then the thread's current-frame word, then the innermost frames once more (the second look), a
 /// third of a microsecond apart; neighbouring frames are copied within some ten nanoseconds of each other.
@@ -73,6 +77,8 @@ enum class WalkStatus : std::uint8_t {
     gone,       ///< the thread state can't be read or isn't this thread's any more
 };
 
+/// A thread that has entered several interpreters has a state in each. Such states are listed innermost
+/// first: by where the C stack says so (3.11, 3.12), else the newer interpreter first.
 struct ThreadState {
     base::Address address;  ///< of the PyThreadState
     base::Address interpreter;
@@ -101,6 +107,12 @@ class StackReader {
     /// one, so that whether a stack is seen doesn't depend on how long it lasts. Where the caller holds the
     /// thread stopped, pass `stopped` = true: nothing is read twice.
     WalkStatus walk(base::Address thread_state, RawStack& out, bool stopped = false);
+
+    /// The stack of a thread that has several states, innermost first: their frames, one below the other, as
+    /// they lie on its C stack. `innermost` becomes the first one that runs code. What gil_holder() tells is
+    /// that one's.
+    WalkStatus walk(std::span<const base::Address> states, RawStack& out, base::Address& innermost,
+                    bool stopped = false);
 
     /// The thread state that holds the GIL of the interpreter of `thread_state`, as read by the last walk()
     /// of it (in the same system call); nothing where this build has no GIL or it is free.
