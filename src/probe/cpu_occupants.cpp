@@ -77,6 +77,7 @@ void* CpuOccupants::run(void* argument) {
     while (true) {
         while (owner.is_wanted(self)) {
             if (owner.until_ns_.load() == kEnd) return nullptr;
+            sched_yield();  // whoever is put here all the same goes first
         }
         self.asleep.store(1);
         if (owner.until_ns_.load() == kEnd) return nullptr;

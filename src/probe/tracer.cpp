@@ -309,11 +309,13 @@ bool Tracer::take_null_trap(pid_t tid, const user_regs_struct& at_breakpoint) {
     const std::uint64_t go_ns = base::monotonic_ns();
     account_stop(go_ns);
     if (ptrace(PTRACE_CONT, tid, nullptr, nullptr) != 0) return false;
+    occupants_.leave(stop_start_ns_, go_ns);
     int status = 0;
     const pid_t waited = wait_for(tid, status);
     const std::uint64_t back_ns = base::monotonic_ns();
     stop_start_ns_ = back_ns;
     if (waited != tid) return false;
+    if (thread_cpu_ == cpu_ && occupies_) occupants_.occupy(cpu_, back_ns);
     siginfo_t info{};
     if (!WIFSTOPPED(status) || status >> 16 != 0 || WSTOPSIG(status) != SIGTRAP ||
         ptrace(PTRACE_GETSIGINFO, tid, nullptr, &info) != 0 || info.si_code != SI_KERNEL ||

@@ -41,7 +41,7 @@ class CpuOccupants {
 
     /// How long they stay after a stop: a sampled allocation's second one follows at once. And after one that
     /// came within the longer time of the one before. No stop is served for longer than the longest.
-    static constexpr std::uint64_t kBriefNs = 20'000, kDenseNs = 200'000, kLongestNs = 5'000'000;
+    static constexpr std::uint64_t kBriefNs = 20'000, kDenseNs = 100'000, kLongestNs = 2'000'000;
 
   private:
     struct Occupant {

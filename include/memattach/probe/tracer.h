@@ -181,6 +181,7 @@ class Tracer {
     void plan_wake(std::uint64_t now_ns);
     void account_wake(bool was_stop);
     void stay_beside(pid_t tid, Thread& thread);
+    void judge_occupants();
     void follow_thread();
     [[nodiscard]] static std::optional<int> noted_cpu(pid_t tid, Thread& thread);
     [[nodiscard]] bool trap_pending(pid_t tid, const user_regs_struct& regs) const;
@@ -214,6 +215,8 @@ class Tracer {
     int companion_cpu_ = -1;
     int cpu_ = -1, thread_cpu_ = -1;  ///< of this process; of the thread that stopped last
     CpuOccupants occupants_;
+    bool occupies_ = true;
+    int stayed_ = 0;  ///< stops in a row, of those that were asked, whose thread was on this processor
     const std::atomic<std::int32_t>* companion_ = nullptr;
     timer_t timer_{};
     bool timer_made_ = false;

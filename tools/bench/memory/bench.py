@@ -9,8 +9,8 @@ this machine:
   slowdown   one process does the same work over and over; memattach (default options: CPU and memory) is attached to it
              for every second stretch of --seconds. The ratio is that of the rounds' median times, with and without.
              --memray: the same for `memray attach`, where that is installed beside --python
-  hit-cost   what one breakpoint costs the target in time: a free() that isn't sampled, and a malloc() that is, with a
-             stack 30 deep, both armed all the time
+  hit-cost   what one breakpoint costs the target: a free(), and a malloc() that is sampled with a stack 30 deep, timed one by
+             one by the program itself, often and seldom, computing in between and sleeping in between
   leak       1 MB/s kept out of 200 MB/s for 20 s: is that line the first suspect? The budget is a share of the time that the
              program runs: one that sleeps most of the time shows a few hundred of its allocations only
 
@@ -28,6 +28,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from array import array
 
 from memory_session import FIXTURES, TOP, Fixture, Session
 
@@ -125,28 +126,38 @@ def slowdown(arguments):
 
 
 def hit_cost(arguments):
-    for name, what, options in (
-        ("frees", "not sampled", []),
-        ("allocations", "sampled, 30 deep", ["--malloc-threshold", "0.0001"]),
+    """Calls that trapped, by the program's own clock: their time less what the median call takes unwatched. Some of them are
+    taken twice (null traps), which is part of what they cost."""
+    for where, kind, gap_us, n in (
+        ("every 0.3 ms", "busy", 300, 1500),
+        ("every 1 ms", "busy", 1000, 600),
+        ("every 3 ms", "busy", 3000, 200),
+        ("and sleeping 1 ms", "pausing", 1000, 600),
     ):
-        sessions = []
+        for call, what, options in (
+            ("free", "not sampled", []),
+            ("malloc", "sampled, 30 deep", ["--malloc-threshold", "0.0001"]),
+        ):
+            with Fixture(arguments.python, "hit_times.py", kind, gap_us, 30, env={"PYTHONMALLOC": "malloc"}) as fixture:
+                def times(n):
+                    return array("d", bytes.fromhex(fixture.order(f"run {n}")[call]))
 
-        def make():
-            sessions.append(Session(arguments.memattach, fixture.pid, "--memory", "--max-overhead", "100", *options))
-            return sessions[-1]
-
-        with start(arguments, "rounds.py", name) as fixture:
-            calls = fixture.truth["calls"]
-
-            def cost(pairs):
-                without, watched = medians(pairs)
-                return 1e6 * (watched - without) / calls
-
-            value, low, high = interval(paired(arguments, fixture, make), cost)
-            fixture.finish()
-        armed = min(session.profile["session"]["coverage"]["malloc"] for session in sessions)
-        note = "" if armed > 0.99 else f"   (armed {100 * armed:.0f} % of the time only: too low)"
-        print(f"hit cost   {what:17} {value:6.1f} µs  ({low:.1f} … {high:.1f}){note}", flush=True)
+                alone = times(n)
+                with Session(arguments.memattach, fixture.pid, "--memory", "--max-overhead", "100", *options):
+                    times(200)
+                    watched = times(n)
+                fixture.finish()
+            usual = statistics.median(alone)
+            costs = sorted(1e6 * (t - usual) for t in watched if t > usual + 6e-6)
+            if len(costs) < 20:
+                print(f"hit cost   {what:17} {where:18} {len(costs)} calls trapped: too few to say", flush=True)
+                continue
+            low, middle, high = (costs[len(costs) * q // 100] for q in (10, 50, 90))
+            print(
+                f"hit cost   {what:17} {where:18} {middle:6.1f} µs  (80 %: {low:.1f} … {high:.1f}, mean {statistics.mean(costs):.1f},"
+                f" {len(costs)} of {n} calls)",
+                flush=True,
+            )
 
 
 def leak(arguments):
