@@ -172,8 +172,11 @@ class Keeper {
         if (complete >= kTrustedRuns) release();
         ShadowSpace::Run run = go(kWarmShare * rest_ns + kWarmMoreNs, [this] { release(); });
         release();
-        const std::size_t missed = pages_.missed_data() + pages_.missed_constants();
-        for (int i = 0; i <= kWarmRuns && run.end != ShadowSpace::End::gone; ++i) run = go(rest_ns);
+        std::size_t missed = 0;
+        for (int i = 0; i <= kWarmRuns && run.end != ShadowSpace::End::gone; ++i) {
+            missed = pages_.missed_data() + pages_.missed_constants();
+            run = go(rest_ns);
+        }
         if (run.end == ShadowSpace::End::gone) {
             outdated_ = true;
             return;
@@ -194,7 +197,9 @@ class Keeper {
         complete = !misses_page && pages_.missed_data() == missed_before ? complete + 1 : 0;
         // Forged counters can't say more than a processor can do.
         const bool plausible = hits < 1e3 + own_ns && own_ns > -kUnsureNs;
-        const bool undisturbed = pages_.missed_data() + pages_.missed_constants() - missed <= kFewPages;
+        // One more is where it ended.
+        const bool undisturbed =
+            pages_.missed_data() + pages_.missed_constants() - missed <= kFewPages + (misses_page ? 1 : 0);
         // What comes behind a page that couldn't be read in time isn't known. The window stays one: leaving
         // out all those in which a program goes through fresh memory would leave out what it allocates for
         // that. A few microseconds, or what is left of them without the start, must not stand for a span,
