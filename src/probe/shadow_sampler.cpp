@@ -18,7 +18,10 @@ constexpr std::size_t kMostEvents = 1024;
 constexpr double kGoOnShare = 2;
 constexpr std::uint64_t kGoOnNs = 100'000;
 /// A block that is older than this has been filled by who asked for it, or is being filled bit by bit.
-constexpr std::uint64_t kSettledNs = 20'000;
+std::uint64_t settles_after_ns(std::uint64_t size_bytes) {
+    constexpr std::uint64_t kStartNs = 1'000, kByteNs = 20, kMostNs = 20'000;
+    return std::min(kStartNs + kByteNs * std::min(size_bytes, kMostNs), kMostNs);
+}
 constexpr std::uint64_t kPageBytes = ShadowShared::kPageBytes;
 constexpr std::uint64_t kMostHeldBytes = 16 * kPageBytes;
 
@@ -170,7 +173,7 @@ void ShadowSampler::tell_contents() {
         // Page-aligned blocks of other allocators than glibc's may have nothing in front.
         static_cast<void>(memory_.read_touched(block - sizeof content.before,
                                                std::as_writable_bytes(std::span(&content.before, 1))));
-        content.settled = end_ns > born.time_ns + kSettledNs ? 1 : 0;
+        content.settled = end_ns > born.time_ns + settles_after_ns(born.size_bytes) ? 1 : 0;
         events_.push_back(std::move(told));
     }
 }
