@@ -30,6 +30,8 @@ AllocTracer::AllocTracer(int pid, const python::Runtime& runtime, const process:
     sites_ = find_sites(pid, memory, runtime);
     process_ = std::make_unique<TraceProcess>(pid, runtime, sites_, options);
     watch_ = std::make_unique<BlockWatch>(memory, runtime, sites_);
+    live_count_ = std::make_unique<LiveCount>(pid, memory, runtime, sites_);
+    live_count_->start(base::monotonic_ns());
     due_ns_ = base::monotonic_ns() + kDrainEveryNs;
     poller_.add(process_->fd(), *this, 0);
 }
@@ -58,6 +60,8 @@ void AllocTracer::on_time(std::uint64_t now_ns) {
         drain();
     }
     if (now_ns >= watch_->due_ns()) look(now_ns);
+    if (now_ns >= live_count_->due_ns())
+        if (const auto blocks = live_count_->on_time(now_ns)) pending_.emplace_back(*blocks);
 }
 
 void AllocTracer::look(std::uint64_t now_ns) {
@@ -76,6 +80,7 @@ void AllocTracer::look_last() {
     watch_->look_last(ended_, unseen);
     pending_.insert(pending_.end(), ended_.begin(), ended_.end());
     pending_.insert(pending_.end(), unseen.begin(), unseen.end());
+    if (const auto blocks = live_count_->last()) pending_.emplace_back(*blocks);
 }
 
 void AllocTracer::take(const TraceEvent& event, std::vector<python::RawFrame>& frames) {
@@ -100,6 +105,7 @@ void AllocTracer::take(const TraceEvent& event, std::vector<python::RawFrame>& f
         case TraceEventType::exec:
             exec_seen_ = true;
             watch_->lose_target();
+            live_count_->lose_target();
             sink_.exec_seen(pid_);
             return;
         case TraceEventType::ending:
@@ -207,6 +213,8 @@ void AllocTracer::deliver(bool all) {
             sink_.add(*window);
         } else if (const auto* unseen = std::get_if<trace::Unseen>(&next)) {
             sink_.add(*unseen);
+        } else if (const auto* blocks = std::get_if<trace::LiveBlocks>(&next)) {
+            sink_.add(*blocks);
         }
     }
     if (window_fraction_.size() > 4096) window_fraction_.clear();

@@ -124,7 +124,10 @@ void AllocProbe::set_armed(trace::AllocKind kind, Armed armed) {
     }
 }
 
+/// Blocks of a window are looked at from now on, and soon: what takes the place of one may look like it.
 void AllocProbe::send_windows() {
+    const std::uint64_t waiting = shared_.ring.waiting_bytes();
+    bool any = false;
     for (const trace::Window& window : schedule_->take_closed()) {
         TraceEvent event;
         event.type = TraceEventType::window;
@@ -136,7 +139,9 @@ void AllocProbe::send_windows() {
         event.span_own_ns = window.span_own_ns;
         event.own_spread = window.own_spread;
         send(event, {});
+        any = any || window.id != 0;
     }
+    if (any && waiting > 0) notify(base::monotonic_ns(), true);
 }
 
 }  // namespace memattach::probe

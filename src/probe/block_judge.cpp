@@ -15,6 +15,8 @@ constexpr std::uint64_t kLong = 1UL << 24, kTuple = 1UL << 26, kBytes = 1UL << 2
 constexpr std::uint64_t kIsType = 1UL << 31;
 // struct _typeobject has the same order in 3.8–3.14: tp_name, tp_basicsize, tp_itemsize, … tp_flags
 constexpr std::uint64_t kBasicSizeAfterName = 8, kItemSizeAfterName = 16, kFlagsAfterName = 144;
+/// sizeof(PyASCIIObject), with a NUL behind it: 48 bytes in 3.8–3.11, 40 since 3.12 (cpython/unicodeobject.h)
+constexpr std::uint64_t kCompactString = 41;
 constexpr std::size_t kMostTypes = 8192;
 
 /// Where an object may begin in its block: at once; behind the collector's header; behind two more words
@@ -129,7 +131,10 @@ BlockType BlockTypes::recognise(const BlockContent& content, std::uint64_t size_
                            : !is_reference_count(content.words[index - type_offset_ / 8]))
             continue;
         const auto known = read_type(content.words[index]);
-        if (!known || known->basic_size > size_bytes) continue;
+        if (!known) continue;
+        // A compact string has only the front part of its type's structure.
+        const std::uint64_t least_size = (known->flags & kUnicode) != 0 ? kCompactString : known->basic_size;
+        if (least_size > size_bytes) continue;
         BlockType type;
         type.index = static_cast<std::uint8_t>(index);
         const bool is_number =
@@ -183,8 +188,10 @@ Sight compare(const BlockContent& before, const BlockContent& now, BlockType typ
             const Changed c = count_changes(before, now, t + 1);
             return c.set >= 2 && 2 * c.changed > c.set ? Sight::changed : Sight::same;
         }
-        case BlockType::Changes::freely:
-            break;
+        case BlockType::Changes::freely: {
+            const Changed c = count_changes(before, now, t + 1);
+            return c.pointers > 0 && c.pointers_changed == c.pointers ? Sight::changed : Sight::same;
+        }
     }
     return Sight::same;
 }
@@ -209,40 +216,45 @@ bool is_freed_chunk(const BlockContent& before, const BlockContent& now, std::ui
     return is_link && key != before.words[1] && key >= kHighestPointer;
 }
 
-std::optional<bool> is_free_in_pool(const PoolCopy& pool, std::uint64_t offset) {
-    // struct pool_header: ref.count, freeblock, nextpool, prevpool, arenaindex and szidx, nextoffset and
-    // maxnextoffset. The links between pools may change without a change of this one.
-    constexpr std::uint64_t kHeader = sizeof(PoolCopy::Header), kAlignment = 16, kClasses = 32;
-    for (const std::size_t i : {0, 1, 4, 5})
-        if (pool.first[i] != pool.last[i]) return std::nullopt;
-    const std::uint64_t in_use = pool.first[0] & 0xFFFFFFFF;
-    const std::uint64_t size_class = pool.first[4] >> 32;
-    const std::uint64_t next_offset = pool.first[5] & 0xFFFFFFFF;
-    const std::uint64_t last_offset = pool.first[5] >> 32;
-    if (size_class >= kClasses) return std::nullopt;
-    const std::uint64_t size = (size_class + 1) * kAlignment;
-    if (last_offset != pool.bytes.size() - size || next_offset < kHeader ||
-        next_offset > pool.bytes.size() + size)
+std::optional<std::vector<std::uint32_t>> free_blocks(const PoolCopy& pool) {
+    const PoolHeader& header = pool.first;
+    // The links between pools may change without a change of this one.
+    if (header.count != pool.last.count || header.freeblock != pool.last.freeblock ||
+        header.size_class != pool.last.size_class || header.next_offset != pool.last.next_offset)
         return std::nullopt;
-    const std::uint64_t carved = (next_offset - kHeader) / size;
-    if (in_use == 0) return true;
-    if ((offset - kHeader) % size != 0) return true;  // of another size than it was
-    if (offset >= next_offset) return true;
-    if (carved < in_use) return std::nullopt;
+    if (!header.is_of_pool(pool.bytes.size()) || header.next_offset < sizeof header ||
+        header.next_offset > pool.bytes.size() + header.block_bytes())
+        return std::nullopt;
+    const std::uint64_t size = header.block_bytes();
+    const std::uint64_t carved = header.carved();
+    std::vector<std::uint32_t> free;
+    if (header.in_use() == 0) {  // its list means nothing any more
+        for (std::uint64_t i = 0; i < carved; ++i)
+            free.push_back(static_cast<std::uint32_t>(sizeof header + i * size));
+        return free;
+    }
     // The list has as many blocks as are carved and not in use; any other length is that of a copy that mixes
     // two moments.
-    bool found = false;
-    std::uint64_t length = 0;
-    std::uint64_t next = pool.first[1];
+    if (carved < header.in_use()) return std::nullopt;
+    std::uint64_t next = header.freeblock;
     while (next != 0) {
         const std::uint64_t at = next - pool.address;
-        if (++length > carved || at < kHeader || at + size > pool.bytes.size() || (at - kHeader) % size != 0)
+        if (free.size() == carved || at < sizeof header || at + size > pool.bytes.size() ||
+            (at - sizeof header) % size != 0)
             return std::nullopt;
-        found = found || at == offset;
+        free.push_back(static_cast<std::uint32_t>(at));
         std::memcpy(&next, pool.bytes.data() + at, sizeof next);
     }
-    if (length != carved - in_use) return std::nullopt;
-    return found;
+    if (free.size() != carved - header.in_use()) return std::nullopt;
+    return free;
+}
+
+std::optional<bool> is_free_in_pool(const PoolCopy& pool, std::uint64_t offset) {
+    const auto free = free_blocks(pool);
+    if (!free) return std::nullopt;
+    if ((offset - sizeof(PoolHeader)) % pool.first.block_bytes() != 0) return true;  // of another size now
+    if (offset >= pool.first.next_offset || pool.first.in_use() == 0) return true;
+    return std::find(free->begin(), free->end(), offset) != free->end();
 }
 
 }  // namespace memattach::probe

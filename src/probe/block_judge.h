@@ -8,8 +8,10 @@
 ///    count in two words, the owning thread's references and all others', behind the owner's id: both come to
 ///    0, and only the id is overwritten.
 ///  - Some types never change what they hold: int, float, str, bytes, tuple. Lists, dictionaries and
-///  instances
-///    do, and say nothing by it.
+///    instances do; one of which every pointer has changed (a list's items, a dictionary's table, all of an
+///    instance's attributes) is taken for another one, though: a list that grows moves its items now and
+///    then, but what is freed is reused for the same kind of thing at once. Of a block that is taken for
+///    ended by mistake only its own few bytes are.
 ///  - pymalloc writes a link to the pool's next free block, or NULL, into the first word of what is freed
 ///    (Objects/obmalloc.c, 3.3–3.14); the pool's list of free blocks says which ones those are.
 ///  - mimalloc writes a link, too, and NULL into the last one. There is no cheap list to ask, but it never
@@ -28,11 +30,13 @@
 #include <optional>
 #include <span>
 #include <unordered_map>
+#include <vector>
 
 #include "memattach/base/address.h"
 #include "memattach/probe/block_content.h"
 #include "memattach/process/memory.h"
 #include "memattach/python/layout.h"
+#include "pymalloc_pool.h"
 
 namespace memattach::probe {
 
@@ -42,7 +46,7 @@ struct BlockType {
         never,   ///< a word that has been set stays: int, float, bytes, tuple
         text,    ///< likewise, but for the word of flags: str
         seldom,  ///< not most of it at once: objects that refer to no others
-        freely,  ///< lists, dictionaries, instances
+        freely,  ///< lists, dictionaries, instances: not all of their pointers at once
     };
     std::uint8_t index = 0;  ///< the word that holds the type; 0: no object was recognised
     Changes changes = Changes::freely;
@@ -89,12 +93,14 @@ enum class Sight : std::uint8_t { same, changed, maybe_free };
 
 /// A pool of pymalloc, read as: header, whole, header.
 struct PoolCopy {
-    using Header = std::array<std::uint64_t, 6>;
     std::uint64_t address = 0;
-    Header first{};
+    PoolHeader first{};
     std::span<const std::byte> bytes;
-    Header last{};
+    PoolHeader last{};
 };
+/// The offsets of its free blocks, of those that have been in use; nothing where the copy is torn, or no
+/// pool.
+[[nodiscard]] std::optional<std::vector<std::uint32_t>> free_blocks(const PoolCopy& pool);
 /// Whether `offset` is a free block of it; nothing where the copy is torn, or no pool.
 [[nodiscard]] std::optional<bool> is_free_in_pool(const PoolCopy& pool, std::uint64_t offset);
 

@@ -16,10 +16,9 @@ constexpr std::uint64_t kMs = 1'000'000;
 constexpr std::uint64_t kTickNs = 4 * kMs;
 /// A batch is some 100 µs of work: samples of the CPU are due as well.
 constexpr std::size_t kBatch = 128;
-/// The first looks come so quickly one after the other, later ones when the age has grown by so much.
+/// The first looks come so quickly one after the other, later ones when the age has grown by a share.
 constexpr unsigned kFirstLooks = 6;
 constexpr double kFirstGapNs = 3e6;
-constexpr double kGrowth = 0.12;
 /// So much may be spent before the share counts.
 constexpr double kAdvanceNs = 20e6;
 constexpr unsigned kMostUnsure = 5;
@@ -38,7 +37,8 @@ std::uint64_t thread_cpu_ns() {
 
 }  // namespace
 
-BlockWatch::BlockWatch(const process::Memory& memory, const python::Runtime& runtime, const SiteMap& sites)
+BlockWatch::BlockWatch(const process::Memory& memory, const python::Runtime& runtime, const SiteMap& sites,
+                       double growth)
     : memory_(memory),
       types_(std::make_unique<BlockTypes>(memory, runtime.layout, runtime.free_threaded)),
       always_there_(runtime.address),
@@ -46,7 +46,8 @@ BlockWatch::BlockWatch(const process::Memory& memory, const python::Runtime& run
       mimalloc_(sites.object_name.starts_with("mimalloc")),
       glibc_(sites.malloc_name == "glibc"),
       objects_in_glibc_(glibc_ && sites.object_name.starts_with("malloc")),
-      split_references_(runtime.free_threaded) {}
+      split_references_(runtime.free_threaded),
+      growth_(growth) {}
 
 BlockWatch::~BlockWatch() = default;
 
@@ -130,7 +131,7 @@ double BlockWatch::load(std::uint64_t now_ns) const {
 /// At random, so that no rhythm of the program's keeps looks from falling where a block is free.
 double BlockWatch::gap_after(const Block& block, std::uint64_t now_ns) {
     const auto age = static_cast<double>(now_ns - std::min(now_ns, block.birth_ns));
-    double gap = block.looks < kFirstLooks ? kFirstGapNs : std::max(kFirstGapNs, kGrowth * age);
+    double gap = block.looks < kFirstLooks ? kFirstGapNs : std::max(kFirstGapNs, growth_ * age);
     gap *= std::uniform_real_distribution<double>(0.5, 1.5)(random_);
     return gap * std::max(1.0, 2 * load(now_ns));
 }
@@ -272,7 +273,7 @@ BlockWatch::Verdict BlockWatch::ask_pool(std::uint64_t address) {
     pool_.resize(pool_bytes_);
     PoolCopy copy;
     copy.address = address & ~(pool_bytes_ - 1);
-    const auto header = [](PoolCopy::Header& words) { return std::as_writable_bytes(std::span(words)); };
+    const auto header = [](PoolHeader& h) { return std::as_writable_bytes(std::span(&h, 1)); };
     const base::Address at(copy.address);
     const std::array<process::Memory::Piece, 3> pieces = {
         {{at, header(copy.first)}, {at, std::span(pool_)}, {at, header(copy.last)}}};

@@ -86,6 +86,10 @@ void Builder::add(const trace::Unseen& unseen) {
     if (impl_->options.memory) impl_->ledger.add(unseen);
 }
 
+void Builder::add(const trace::LiveBlocks& blocks) {
+    if (impl_->options.memory) impl_->ledger.add(blocks);
+}
+
 void Builder::add(const TimelinePoint& point) {
     // Ten points a second for an hour; then every other one goes, and so on.
     constexpr std::size_t kMaxPoints = 36'000;
@@ -159,6 +163,13 @@ Profile Builder::finish(const Target& target, const Session& session, const Tota
             fmt::format("{} stacks were cut to their innermost frame: the program has more than {} distinct "
                         "call paths",
                         cut, StackTable::kMaxNodes));
+    }
+    constexpr double kWorthSaying = 0.05;
+    if (memory.uncharged_live > 1e6 &&
+        memory.uncharged_live > kWorthSaying * profile.totals.live_bytes.value_or(0)) {
+        profile.session.notes.push_back(fmt::format(
+            "{:.1f} MB more live than the lines have: blocks of sizes of which no sample is among the living",
+            memory.uncharged_live / 1e6));
     }
     profile.hotspots = find_hotspots(profile);
     for (Hotspot& hotspot : profile.hotspots) {

@@ -90,6 +90,7 @@ SampleSum& SampleSum::operator+=(const SampleSum& other) {
     kept_variance_ += other.kept_variance_;
     known_variance_ += other.known_variance_;
     samples_ += other.samples_;
+    calibrated_ = calibrated_ || other.calibrated_;
     for (std::size_t kind = 0; kind < kAllocKinds; ++kind) {
         unwindowed_[kind].bytes += other.unwindowed_[kind].bytes;
         unwindowed_[kind].count += other.unwindowed_[kind].count;
@@ -135,6 +136,7 @@ void SampleSum::add_part(const SampleSum& other, double factor) {
 }
 
 double SampleSum::chance_of_sign() const {
+    if (calibrated_) return 1;
     constexpr int kDraws = 2000;
     std::vector<double> groups;
     for (const std::unique_ptr<Windowed>& windowed : windowed_) {
@@ -168,6 +170,33 @@ void SampleSum::scale(double factor) {
         windowed->kept_variance *= factor * factor;
         for (double& sum : windowed->by_group) sum *= factor;
     }
+}
+
+void SampleSum::calibrate(const SampleSum& whole, double share, double factor, double relative_variance) {
+    const double each = whole.value_ > 0 ? value_ / whole.value_ : 0;
+    for (std::size_t kind = 0; kind < kAllocKinds; ++kind) {
+        if (!whole.windowed_[kind]) continue;
+        if (!windowed_[kind]) windowed_[kind] = std::make_unique<Windowed>();
+        for (std::size_t g = 0; g < kWindowGroups; ++g)
+            windowed_[kind]->by_group[g] -= each * whole.windowed_[kind]->by_group[g];
+        windowed_[kind]->kept_variance *= std::max(0.0, 1 - share);
+    }
+    scale(factor);
+    known_variance_ += value_ * value_ * relative_variance;
+    calibrated_ = true;
+}
+
+double SampleSum::effective_groups() const {
+    double sum = 0;
+    double squares = 0;
+    for (const std::unique_ptr<Windowed>& windowed : windowed_) {
+        if (!windowed) continue;
+        for (const double group : windowed->by_group) {
+            sum += group;
+            squares += group * group;
+        }
+    }
+    return squares > 0 ? sum * sum / squares : 0;
 }
 
 SampleSum::Uncertainty SampleSum::uncertainty(const AllWindowTimes& times) const {

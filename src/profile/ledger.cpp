@@ -19,7 +19,7 @@ double Ledger::since_start(std::uint64_t time_ns) const {
     return time_ns > start_ns_ ? static_cast<double>(time_ns - start_ns_) : 0;
 }
 
-std::uint32_t Ledger::account_of(CellId cell) {
+std::uint32_t Ledger::account_of(CellId cell, std::int32_t pid) {
     constexpr std::uint32_t kNone = ~0U;
     const auto index = static_cast<std::size_t>(cell);
     if (index >= account_by_cell_.size()) account_by_cell_.resize(index + 1, kNone);
@@ -27,6 +27,7 @@ std::uint32_t Ledger::account_of(CellId cell) {
         account_by_cell_[index] = static_cast<std::uint32_t>(accounts_.size());
         Account& account = accounts_.emplace_back();
         account.cell = cell;
+        account.pid = pid;
         account.changed_ns = now_ns_;
         account.peak = peak_;
     }
@@ -87,7 +88,7 @@ void Ledger::add(const trace::Alloc& alloc, CellId cell) {
     const double kept =
         std::max(-std::expm1(-std::max(size, 1.0) / std::max(alloc.sampling_bytes, 1e-3)), 1e-12);
     const double times = 1 / (kept * std::clamp(alloc.armed_fraction, 1e-9, 1.0));
-    const std::uint32_t index = account_of(cell);
+    const std::uint32_t index = account_of(cell, alloc.pid);
     Account& account = accounts_[index];
     account.alloc.add(size * times, kept, alloc.kind, alloc.window);
     account.count.add(times, kept, alloc.kind, alloc.window);
@@ -136,6 +137,7 @@ void Ledger::end_block(const Block& block, bool seen, double part, double end_ns
     // How much these vary is seen from one group of windows to the other.
     account.windowed_dead_v.add(weight * v, 1, block.kind, block.window);
     account.windowed_dead_u.add(weight * u, 1, block.kind, block.window);
+    if (age < kYoungNs && end_counted(block, weight, age)) return;
     if (birth > estimated_ns_ - kYoungNs) account.brief_byte_ns += weight * age;
 }
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ledger_counted.h"
 #include "memattach/profile/ledger.h"
 #include "memattach/profile/profile.h"
 
@@ -40,13 +41,22 @@ MemoryFigures& MemoryFigures::operator+=(const MemoryFigures& other) {
     return *this;
 }
 
-std::vector<Ledger::Living> Ledger::living(double now_ns, const TimeSlots& slots) const {
+std::vector<Ledger::Living> Ledger::living(double now_ns, const TimeSlots& slots, double& uncharged) const {
     std::vector<Living> all(accounts_.size());
     const double each = std::ldexp(1.0, static_cast<int>(thinned_));
     const double duration_s = now_ns * 1e-9;
+    CountedParts counted(*this, now_ns);
     for (const auto& [key, block] : blocks_) {
         Living& living = all[block.account];
         const double birth = since_start(block.birth_ns);
+        if (const auto size_class = counted_class(block)) {
+            const double slope =
+                duration_s >= kLeastSlope_s ? slope_of_survivor(birth * 1e-9, duration_s) : 0;
+            if (birth > now_ns - kYoungNs) continue;
+            counted.add(block, *size_class, slope);
+            living.surviving[slots.slot_of(birth)] += static_cast<float>(each);
+            continue;
+        }
         living.live.add(block.weight, block.kept, block.kind, block.window);
         living.surviving[slots.slot_of(birth)] += static_cast<float>(each);
         if (block.unseen) living.unconfirmed += block.weight;
@@ -55,15 +65,28 @@ std::vector<Ledger::Living> Ledger::living(double now_ns, const TimeSlots& slots
                               block.kind, block.window);
         }
     }
+    uncharged = counted.settle([&](std::uint32_t account, CountedParts::Part& part) {
+        Living& living = all[account];
+        living.live += part.live;
+        living.growth += part.growth;
+        living.unconfirmed += part.unconfirmed;
+        living.counted = true;
+    });
     return all;
 }
 
 void Ledger::estimate_windowed() {
     std::vector<SampleSum> live(accounts_.size());
+    CountedParts counted(*this, now_ns_);
     for (const auto& [key, block] : blocks_) {
         if (block.window == 0 || since_start(block.birth_ns) > now_ns_ - kYoungNs) continue;
-        live[block.account].add(block.weight, block.kept, block.kind, block.window);
+        if (const auto size_class = counted_class(block)) {
+            counted.add(block, *size_class, 0);
+        } else {
+            live[block.account].add(block.weight, block.kept, block.kind, block.window);
+        }
     }
+    counted.settle([&](std::uint32_t account, CountedParts::Part& part) { live[account] += part.live; });
     const double elapsed = std::max(1.0, now_ns_ - estimated_ns_);
     estimated_ns_ = now_ns_;
     // All at once as far as the peak is concerned: what falls first, then what rises.
@@ -101,7 +124,9 @@ MemoryFigures Ledger::figures_of(const Account& account, Living&& living, double
     figures.peak_variance =
         changed_since ? account.variance_at_peak : account.live_variance + account.windowed_variance;
     // After thinning the blocks that are left may stand for more than was allocated.
-    if (const double alloc = figures.alloc.value(); figures.live.value() > alloc) {
+    if (const double alloc = figures.alloc.value(); living.counted && figures.live.value() > alloc) {
+        figures.alloc.add_known(figures.live.value() - alloc, 0);
+    } else if (figures.live.value() > alloc) {
         const double fit = figures.live.value() > 0 ? alloc / figures.live.value() : 0;
         figures.live.scale(fit);
         figures.unconfirmed *= fit;
@@ -145,7 +170,7 @@ Ledger::Result Ledger::evaluate(std::uint64_t end_ns) const {
     TimeSlots slots = slots_;
     const unsigned doublings = slots.doublings_for(result.duration_ns);
     slots.grow(doublings);
-    std::vector<Living> all = living(result.duration_ns, slots);
+    std::vector<Living> all = living(result.duration_ns, slots, result.uncharged_live);
     double live = 0;
     double peak = 0;
     for (std::size_t i = 0; i < accounts_.size(); ++i) {

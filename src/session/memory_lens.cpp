@@ -51,6 +51,10 @@ void MemoryLens::add(const trace::Unseen& unseen) {
     recorder_.builder().add(unseen);
 }
 
+void MemoryLens::add(const trace::LiveBlocks& blocks) {
+    recorder_.builder().add(blocks);
+}
+
 void MemoryAccount::add(const probe::AllocTracerStats& stats) {
     parts_.push_back(stats);
 }

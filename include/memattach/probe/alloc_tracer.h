@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "memattach/probe/block_watch.h"
+#include "memattach/probe/live_count.h"
 #include "memattach/probe/sites.h"
 #include "memattach/probe/source.h"
 #include "memattach/probe/trace_process.h"
@@ -42,6 +43,7 @@ class AllocSink {
     virtual void add(const trace::Free& free) = 0;
     virtual void add(const trace::Window& window) = 0;
     virtual void add(const trace::Unseen& unseen) = 0;
+    virtual void add(const trace::LiveBlocks& blocks) = 0;
     /// The target made a process with a copy of its memory; told at once.
     virtual void child_forked(int pid) = 0;
     /// The target replaced its program: no more will come.
@@ -74,7 +76,9 @@ class AllocTracer final : public Source {
     ~AllocTracer() override;
 
     void on_ready(std::uint64_t, bool) override { drain(); }
-    [[nodiscard]] std::uint64_t due_ns() const override { return std::min(due_ns_, watch_->due_ns()); }
+    [[nodiscard]] std::uint64_t due_ns() const override {
+        return std::min({due_ns_, watch_->due_ns(), live_count_->due_ns()});
+    }
     void on_time(std::uint64_t now_ns) override;
     void finish() override;
 
@@ -88,7 +92,7 @@ class AllocTracer final : public Source {
         trace::Alloc alloc;
         AllocSink::StackId stack{};
     };
-    using Pending = std::variant<PendingAlloc, trace::Free, trace::Window, trace::Unseen>;
+    using Pending = std::variant<PendingAlloc, trace::Free, trace::Window, trace::Unseen, trace::LiveBlocks>;
 
     void drain();
     void look(std::uint64_t now_ns);
@@ -109,6 +113,7 @@ class AllocTracer final : public Source {
     python::CodeCache codes_;
     std::unique_ptr<TraceProcess> process_;
     std::unique_ptr<BlockWatch> watch_;
+    std::unique_ptr<LiveCount> live_count_;
     std::vector<trace::Free> ended_;
     std::uint64_t due_ns_ = 0;
     /// In the order of events. What was seen in a window waits until the window's weight is known.

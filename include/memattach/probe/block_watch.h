@@ -46,7 +46,11 @@ class BlockWatch {
     /// Of the time gone by, at most so much is spent here.
     static constexpr double kMostShare = 0.01;
 
-    BlockWatch(const process::Memory& memory, const python::Runtime& runtime, const SiteMap& sites);
+    /// Looks are so far apart, as a share of the block's age.
+    static constexpr double kGrowth = 0.12;
+
+    BlockWatch(const process::Memory& memory, const python::Runtime& runtime, const SiteMap& sites,
+               double growth = kGrowth);
     ~BlockWatch();
     BlockWatch(const BlockWatch&) = delete;
     BlockWatch& operator=(const BlockWatch&) = delete;
@@ -122,6 +126,7 @@ class BlockWatch {
     std::unique_ptr<BlockTypes> types_;
     base::Address always_there_;
     bool pymalloc_, mimalloc_, glibc_, objects_in_glibc_, split_references_;
+    double growth_;
     std::uint64_t pool_bytes_ = 0;  ///< 0: not known yet
     std::mt19937 random_{1};
 

@@ -50,6 +50,7 @@ class Builder {
     void add(const trace::Free& free);
     void add(const trace::Window& window);
     void add(const trace::Unseen& unseen);
+    void add(const trace::LiveBlocks& blocks);
     /// `live_bytes` is filled in by the builder where the point has none.
     void add(const TimelinePoint& point);
     void name_thread(int pid, int tid, const std::string& name);

@@ -78,9 +78,16 @@ class SampleSum {
     /// Adds `factor` × other, of which the samples are not this sum's own: only what windows see of them.
     void add_part(const SampleSum& other, double factor);
     void scale(double factor);
+    /// Makes this sum `factor` times as much, factor × whole being known to be true with `relative_variance`.
+    /// Of the samples only how they differ from the others of the whole is left to chance; `share`: the
+    /// sum's part of the whole.
+    void calibrate(const SampleSum& whole, double share, double factor, double relative_variance);
+    /// Over how many groups of windows the sum is spread, were they alike.
+    [[nodiscard]] double effective_groups() const;
     /// How likely it is that the sum came out as large as this by chance, had it been as likely to be
     /// negative in each group of windows as positive: the share of random signs that make it so. What groups
-    /// weigh makes no difference where all of them agree.
+    /// weigh makes no difference where all of them agree. 1 where a part has been calibrated: its groups have
+    /// no sign of their own.
     [[nodiscard]] double chance_of_sign() const;
     /// How much there may be, with 95 % confidence, of something of which none was among these samples: three
     /// times what one of them stands for, the larger ones counting for more.
@@ -107,6 +114,7 @@ class SampleSum {
     double squares_ = 0;        ///< of what samples stand for that might as well not have been seen
     double kept_variance_ = 0;  ///< of samples outside of windows
     double known_variance_ = 0;
+    bool calibrated_ = false;
     /// Those samples' own sizes, by kind: how large a block of this row is that no window happened to meet.
     struct Seen {
         double bytes = 0, count = 0;

@@ -11,6 +11,9 @@
 /// is then in the middle between that look and the one before. What could not be looked at any more when the
 /// session ended is told as well (trace::Unseen), and said to be unconfirmed.
 ///
+/// How many blocks of each size live is known from the allocators' own books, most of the time
+/// (trace::LiveBlocks): of these samples say only which cells they are of (ledger_counted.h).
+///
 /// Live bytes of kinds that are armed all the time change with every event. A block that was seen in a window
 /// stands for many others at many times, so that live bytes of such blocks are taken once a second or so,
 /// from those that have outlived the first looks; the others count with the time that they lived.
@@ -19,6 +22,7 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -59,6 +63,7 @@ class Ledger {
     void add(const trace::Free& free);
     void add(const trace::Window& window);
     void add(const trace::Unseen& unseen);
+    void add(const trace::LiveBlocks& blocks);
 
     [[nodiscard]] std::uint64_t unknown_frees() const { return unknown_frees_; }
     [[nodiscard]] double live_now() const { return total_live_; }
@@ -69,6 +74,8 @@ class Ledger {
     struct Result {
         std::vector<std::pair<CellId, MemoryFigures>> cells;
         double duration_ns = 0;
+        /// Live bytes of counted sizes of which no sample lives: nobody's.
+        double uncharged_live = 0;
     };
     [[nodiscard]] Result evaluate(std::uint64_t end_ns) const;
 
@@ -95,8 +102,15 @@ class Ledger {
         bool unseen;
         [[nodiscard]] double variance() const { return weight * weight * (1 - kept); }
     };
+    /// What an account's counted blocks that lived briefly come to, of one size class.
+    struct Brief {
+        std::uint32_t size_class = 0;
+        double block_ns = 0, byte_ns = 0;
+    };
     struct Account {
         CellId cell{};
+        std::int32_t pid = 0;
+        std::vector<Brief> brief;
         SampleSum alloc, count, temporary;
         double live = 0;           ///< blocks that are watched without a break
         double windowed_live = 0;  ///< the others, as of the last estimate
@@ -118,10 +132,27 @@ class Ledger {
     struct Living {
         SampleSum live, growth;
         double unconfirmed = 0;
+        bool counted = false;  ///< some of it is
         TimeSlots::Values surviving{};
     };
+    /// The blocks that are counted in one process.
+    struct Counted {
+        using Classes = std::array<double, trace::LiveBlocks::kClasses>;
+        trace::LiveBlocks counted;
+        double counted_ns = 0;  ///< since the start
+        /// Integrals over time of counted bytes, and of those times time: what the slope is made of.
+        Classes area{}, moment{};
+        unsigned counts = 0;
+        [[nodiscard]] double slope(std::size_t size_class, double now_ns) const;
+        std::array<SampleSum, trace::LiveBlocks::kClasses> brief;  ///< block × ns of those that lived briefly
+    };
+    class CountedParts;
 
-    std::uint32_t account_of(CellId cell);
+    std::uint32_t account_of(CellId cell, std::int32_t pid);
+    /// The class in which blocks like this one are counted; nothing where they aren't.
+    [[nodiscard]] std::optional<std::uint32_t> counted_class(const Block& block) const;
+    /// Books a block that lived briefly where its kind is counted.
+    bool end_counted(const Block& block, double weight, double age_ns);
     [[nodiscard]] double since_start(std::uint64_t time_ns) const;
     void advance(std::uint64_t time_ns);
     void change(Account& account, double continuous, double windowed, double variance = 0);
@@ -132,7 +163,7 @@ class Ledger {
     void thin();
     void unmap(const trace::Free& free);
     void estimate_windowed();
-    [[nodiscard]] std::vector<Living> living(double now_ns, const TimeSlots& slots) const;
+    [[nodiscard]] std::vector<Living> living(double now_ns, const TimeSlots& slots, double& uncharged) const;
     [[nodiscard]] MemoryFigures figures_of(const Account& account, Living&& living, double now_ns,
                                            const TimeSlots& slots, unsigned doublings) const;
 
@@ -143,7 +174,8 @@ class Ledger {
     std::vector<Account> accounts_;
     std::vector<std::uint32_t> account_by_cell_;
     std::unordered_map<Key, Block, KeyHash> blocks_;
-    std::map<Key, std::uint64_t> mappings_;  ///< sizes of the blocks that munmap may end in parts
+    std::map<Key, std::uint64_t> mappings_;    ///< sizes of the blocks that munmap may end in parts
+    std::map<std::int32_t, Counted> counted_;  ///< by process
     std::uint64_t unknown_frees_ = 0;
     std::uint64_t thinned_ = 0;
 

@@ -37,6 +37,7 @@ class MemoryLens final : public probe::AllocSink {
     void add(const trace::Free& free) override;
     void add(const trace::Window& window) override;
     void add(const trace::Unseen& unseen) override;
+    void add(const trace::LiveBlocks& blocks) override;
     void child_forked(int pid) override { events_.child_started(pid); }
     void exec_seen(int pid) override { events_.exec_called(pid); }
 

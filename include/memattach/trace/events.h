@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
@@ -85,6 +86,41 @@ struct Unseen {
     std::int32_t pid = 0;
     std::uint64_t address = 0;
 };
+
+/// How many blocks live that weren't there when the session began, by size: counted in the allocators' own
+/// books (probe/live_count.h), whereas what sampled blocks add up to is an estimate.
+struct LiveBlocks {
+    /// Python's small objects: 1 to 16 bytes, 17 to 32, … up to 512. Behind them glibc's chunks, four classes
+    /// for each power of two.
+    static constexpr std::size_t kObjectClasses = 32, kChunkClasses = 48;
+    static constexpr std::size_t kClasses = kObjectClasses + kChunkClasses;
+    static constexpr std::uint64_t kLargestObject = 512;
+    /// Larger ones are mapped one by one, or may be.
+    static constexpr std::uint64_t kLargestChunk = 96 << 10;
+
+    std::uint64_t time_ns = 0;
+    std::int32_t pid = 0;
+    bool objects = false, chunks = false;  ///< which of them were counted
+    std::array<double, kClasses> blocks{};
+    std::array<double, kClasses> bytes{};
+    std::array<double, kClasses> variance{};  ///< of `blocks`: what of the first ones has gone is estimated
+
+    /// `size_bytes` as asked for, up to kLargestObject.
+    [[nodiscard]] static constexpr std::size_t object_class(std::uint64_t size_bytes) {
+        return static_cast<std::size_t>((size_bytes == 0 ? 0 : size_bytes - 1) / 16);
+    }
+    /// `chunk_bytes`: the whole chunk, 32 to kLargestChunk.
+    [[nodiscard]] static constexpr std::size_t chunk_class(std::uint64_t chunk_bytes) {
+        const auto power = static_cast<unsigned>(std::bit_width(chunk_bytes | 32)) - 1;
+        const std::uint64_t quarter = chunk_bytes >> (power - 2) & 3;
+        return kObjectClasses + 4 * (power - 5) + static_cast<std::size_t>(quarter);
+    }
+    /// The chunk that malloc(size_bytes) takes (malloc/malloc.c, request2size), or one of 16 bytes more.
+    [[nodiscard]] static constexpr std::uint64_t chunk_of(std::uint64_t size_bytes) {
+        return size_bytes <= 24 ? 32 : (size_bytes + 8 + 15) / 16 * 16;
+    }
+};
+static_assert(LiveBlocks::chunk_class(LiveBlocks::kLargestChunk) < LiveBlocks::kClasses);
 
 /// Where there are too many blocks to follow, whoever follows them drops those whose lowest bit is set, later
 /// those whose next one is, and so on: everybody the same ones.

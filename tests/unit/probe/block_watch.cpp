@@ -50,7 +50,7 @@ struct Pool {
     [[nodiscard]] probe::PoolCopy copy() const {
         probe::PoolCopy copy;
         copy.address = kPool.value();
-        std::memcpy(copy.first.data(), bytes.data(), sizeof copy.first);
+        std::memcpy(&copy.first, bytes.data(), sizeof copy.first);
         copy.last = copy.first;
         copy.bytes = bytes;
         return copy;
@@ -128,10 +128,10 @@ TEST_CASE("pools: what is in the free list is free, whatever its place") {
 TEST_CASE("pools: torn, cyclic and forged ones say nothing") {
     const Pool pool(10, {3, 7});
     probe::PoolCopy torn = pool.copy();
-    torn.last[1] = Pool::address_of(4);
+    torn.last.freeblock = Pool::address_of(4);
     CHECK_FALSE(probe::is_free_in_pool(torn, Pool::offset_of(3)));
     torn = pool.copy();
-    torn.last[2] = 0x1234;  // which pools are beside it is another matter
+    torn.last.next_pool = 0x1234;  // which pools are beside it is another matter
     CHECK(probe::is_free_in_pool(torn, Pool::offset_of(3)) == true);
 
     Pool short_list(10, {3, 7});
@@ -227,10 +227,17 @@ TEST_CASE("content: what each type allows itself") {
               text) == Sight::changed);
     // a dictionary that is written to, and one that is gone
     const BlockContent dict = content({0x7f0000001000, 0x7f0000002000, 1, t, 3, 9001, 0x7f0000003000, 0});
-    BlockContent written = content({0x7f0000001200, 0x7f0000002300, 2, t, 4, 9002, 0x7f0000005000, 0});
+    BlockContent written = content({0x7f0000001200, 0x7f0000002300, 2, t, 4, 9002, 0x7f0000003000, 0});
     CHECK(see(dict, written, 3, freely) == Sight::same);
+    written.words[6] = 0x7f0000005000;  // another table: another dictionary, most likely
+    CHECK(see(dict, written, 3, freely) == Sight::changed);
+    written.words[6] = dict.words[6];
     written.words[2] = 0;
     CHECK(see(dict, written, 3, freely) == Sight::changed);
+    // an instance of which one attribute has changed, and all
+    const BlockContent instance = content({1, t, 0x7f0000001000, 0x7f0000002000, 0});
+    CHECK(see(instance, content({1, t, 0x7f0000001000, 0x7f0000009000, 0}), 1, freely) == Sight::same);
+    CHECK(see(instance, content({1, t, 0x7f0000008000, 0x7f0000009000, 0}), 1, freely) == Sight::changed);
     // no object: a table of pointers
     const BlockContent table = content({0x7f0000001000, 0x7f0000001100, 0x7f0000001200, 0});
     CHECK(see(table, content({0x7f0000001000, 0x7f0000009100, 0x7f0000001200, 0x7f0000001300}), 0, freely) ==

@@ -1,0 +1,65 @@
+/// Goes through the chunks of glibc's malloc: the main heap, and the heaps of the threads' arenas.
+///
+/// A heap is one chunk behind the other: each begins with its size, and the next one's size says whether it
+/// is in use (malloc/malloc.c, 2.26 to 2.42). What the threads' caches hold counts as in use: seven chunks of
+/// a size, most of the time. The target goes on meanwhile, and a chunk that is merged while its heap is read
+/// leads the reader astray; that is noticed where sizes make no sense, and the heap is begun again.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <random>
+#include <vector>
+
+#include "memattach/process/maps.h"
+#include "memattach/process/memory.h"
+#include "memattach/trace/events.h"
+
+namespace memattach::probe {
+
+/// A chunk in use. `words`: the size, and what the block begins with.
+struct Chunk {
+    std::uint64_t address = 0;  ///< the block's, as malloc() has returned it
+    std::uint64_t bytes = 0;    ///< the chunk's
+    std::array<std::uint64_t, 9> words{};
+};
+
+struct ChunkCounts {
+    std::array<std::uint64_t, trace::LiveBlocks::kClasses> blocks{}, bytes{};
+};
+
+class ChunkScan {
+  public:
+    /// Heaps of more than this together aren't read.
+    static constexpr std::uint64_t kMostBytes = std::uint64_t{1} << 30;
+
+    explicit ChunkScan(const process::Memory& memory) : memory_(memory) {}
+    /// Chunks in use of up to LiveBlocks::kLargestChunk. `picked`: up to so many of each class, at random.
+    /// Nothing where the heaps are too large, or can't be followed.
+    [[nodiscard]] std::optional<ChunkCounts> count(const std::vector<process::Mapping>& maps,
+                                                   std::size_t picked = 0);
+    [[nodiscard]] const std::vector<Chunk>& picked(std::size_t size_class) const {
+        return picked_.at(size_class);
+    }
+
+  private:
+    using Picked = std::array<std::vector<Chunk>, trace::LiveBlocks::kClasses>;
+    struct Heap {
+        std::uint64_t from = 0, to = 0;
+    };
+    [[nodiscard]] std::optional<Heap> find_heap(const process::Mapping& mapping) const;
+    [[nodiscard]] bool walk(const Heap& heap, ChunkCounts& counts);
+    void pick(const Chunk& chunk, std::uint64_t seen);
+    [[nodiscard]] bool load(std::uint64_t address, std::uint64_t end);
+
+    const process::Memory& memory_;
+    std::vector<std::byte> buffer_;
+    std::uint64_t loaded_ = 0, loaded_end_ = 0;
+    std::size_t wanted_ = 0;
+    Picked picked_;
+    std::mt19937_64 random_{3};
+};
+
+}  // namespace memattach::probe

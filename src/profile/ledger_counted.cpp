@@ -1,0 +1,180 @@
+#include "ledger_counted.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace memattach::profile {
+namespace {
+
+/// Fewer counts say nothing of the slope.
+constexpr unsigned kFewCounts = 4;
+
+/// Two estimates of one number, each as good as its variance says.
+struct Estimate {
+    double value = 0, variance = 0;
+};
+Estimate combine(const Estimate& a, const Estimate& b) {
+    if (!(a.variance > 0)) return a;
+    const double of_a = 1 / a.variance;
+    const double of_b = 1 / b.variance;
+    return {(a.value * of_a + b.value * of_b) / (of_a + of_b), 1 / (of_a + of_b)};
+}
+
+}  // namespace
+
+void Ledger::add(const trace::LiveBlocks& blocks) {
+    advance(blocks.time_ns);
+    Counted& entry = counted_[blocks.pid];
+    trace::LiveBlocks& counted = entry.counted;
+    const trace::LiveBlocks before = counted;
+    counted = blocks;
+    // What could be counted once and now can't is as it was: better known than from samples alone.
+    const auto keep = [&](std::ptrdiff_t from, std::ptrdiff_t to) {
+        std::copy(before.blocks.begin() + from, before.blocks.begin() + to, counted.blocks.begin() + from);
+        std::copy(before.bytes.begin() + from, before.bytes.begin() + to, counted.bytes.begin() + from);
+        std::copy(before.variance.begin() + from, before.variance.begin() + to,
+                  counted.variance.begin() + from);
+    };
+    constexpr std::ptrdiff_t kObjects = trace::LiveBlocks::kObjectClasses;
+    constexpr std::ptrdiff_t kAll = trace::LiveBlocks::kClasses;
+    if (!blocks.objects && before.objects) keep(0, kObjects);
+    if (!blocks.chunks && before.chunks) keep(kObjects, kAll);
+    counted.objects = blocks.objects || before.objects;
+    counted.chunks = blocks.chunks || before.chunks;
+    // From one count to the next in a straight line.
+    const double t0 = entry.counted_ns * 1e-9;
+    const double t1 = std::max(now_ns_ * 1e-9, t0);
+    for (std::size_t i = 0; i < trace::LiveBlocks::kClasses; ++i) {
+        const double y0 = before.bytes[i];
+        const double y1 = counted.bytes[i];
+        entry.area[i] += (t1 - t0) * (y0 + y1) / 2;
+        entry.moment[i] += (t1 - t0) * (t0 * (2 * y0 + y1) + t1 * (y0 + 2 * y1)) / 6;
+    }
+    entry.counted_ns = now_ns_;
+    ++entry.counts;
+}
+
+/// By least squares over [0, now], bytes per minute.
+double Ledger::Counted::slope(std::size_t size_class, double now_ns) const {
+    const double t = now_ns * 1e-9;
+    const double rest = std::max(0.0, t - counted_ns * 1e-9) * counted.bytes[size_class];
+    const double whole = area[size_class] + rest;
+    const double first_moment = moment[size_class] + rest * (t + counted_ns * 1e-9) / 2;
+    return 60 * 12 / (t * t * t) * (first_moment - t / 2 * whole);
+}
+
+std::optional<std::uint32_t> Ledger::counted_class(const Block& block) const {
+    if (block.window == 0 || block.size == 0) return std::nullopt;
+    const auto found = counted_.find(accounts_[block.account].pid);
+    if (found == counted_.end()) return std::nullopt;
+    const trace::LiveBlocks& counted = found->second.counted;
+    if (block.kind == trace::AllocKind::object && counted.objects &&
+        block.size <= trace::LiveBlocks::kLargestObject)
+        return trace::LiveBlocks::object_class(block.size);
+    if (block.kind != trace::AllocKind::malloc || !counted.chunks) return std::nullopt;
+    const std::uint64_t chunk = trace::LiveBlocks::chunk_of(block.size);
+    if (chunk > trace::LiveBlocks::kLargestChunk) return std::nullopt;
+    return trace::LiveBlocks::chunk_class(chunk);
+}
+
+bool Ledger::end_counted(const Block& block, double weight, double age_ns) {
+    const auto size_class = counted_class(block);
+    if (!size_class) return false;
+    Account& account = accounts_[block.account];
+    auto brief = std::find_if(account.brief.begin(), account.brief.end(),
+                              [&](const Brief& b) { return b.size_class == *size_class; });
+    if (brief == account.brief.end()) brief = account.brief.insert(brief, Brief{*size_class, 0, 0});
+    const double blocks = weight / static_cast<double>(block.size);
+    brief->block_ns += blocks * age_ns;
+    brief->byte_ns += weight * age_ns;
+    counted_.at(account.pid).brief.at(*size_class).add(blocks * age_ns, 1, block.kind, block.window);
+    return true;
+}
+
+void Ledger::CountedParts::add(const Block& block, std::uint32_t size_class, double slope) {
+    Part& part = parts_[key_of(block.account, size_class)];
+    const auto size = static_cast<double>(block.size);
+    part.blocks.add(block.weight / size, block.kept, block.kind, block.window);
+    part.live.add(block.weight, block.kept, block.kind, block.window);
+    part.growth.add(block.weight * slope, block.kept, block.kind, block.window);
+    if (block.unseen) part.unconfirmed += block.weight;
+}
+
+/// At any moment there are as many brief ones as there were on average.
+void Ledger::CountedParts::add_brief() {
+    for (std::uint32_t i = 0; i < ledger_.accounts_.size(); ++i) {
+        const Account& account = ledger_.accounts_[i];
+        for (const Brief& brief : account.brief) {
+            const SampleSum& all = ledger_.counted_.at(account.pid).brief.at(brief.size_class);
+            if (!(all.value() > 0) || !(now_ns_ > 0)) continue;
+            Part& part = parts_[key_of(i, brief.size_class)];
+            part.blocks.add_part(all, brief.block_ns / all.value() / now_ns_);
+            part.live.add_part(all, brief.byte_ns / all.value() / now_ns_);
+        }
+    }
+}
+
+double Ledger::CountedParts::settle(const std::function<void(std::uint32_t account, Part& part)>& take) {
+    add_brief();
+    struct Whole {
+        SampleSum blocks, live, growth;
+    };
+    std::map<std::pair<std::int32_t, std::uint32_t>, Whole> wholes;
+    constexpr std::uint32_t kClasses = trace::LiveBlocks::kClasses;
+    for (const auto& [key, part] : parts_) {
+        const std::int32_t pid = ledger_.accounts_[static_cast<std::uint32_t>(key / kClasses)].pid;
+        Whole& whole = wholes[{pid, static_cast<std::uint32_t>(key % kClasses)}];
+        whole.blocks += part.blocks;
+        whole.live += part.live;
+        whole.growth += part.growth;
+    }
+    double uncharged = 0;
+    for (const auto& [pid, count] : ledger_.counted_)
+        for (std::uint32_t i = 0; i < kClasses; ++i)
+            if (!wholes.contains({pid, i})) uncharged += count.counted.bytes[i];
+    struct Known {
+        double factor = 1, growth_factor = 1, relative_variance = 0;
+    };
+    std::map<std::pair<std::int32_t, std::uint32_t>, Known> known;
+    for (const auto& [key, whole] : wholes) {
+        const Counted& entry_of = ledger_.counted_.at(key.first);
+        const trace::LiveBlocks& counted = entry_of.counted;
+        const double sampled = whole.blocks.value();
+        const double groups = std::max(whole.blocks.effective_groups(), 1.0);
+        const Estimate by_samples = {
+            sampled, std::max(whole.blocks.uncertainty(ledger_.times_).variance, sampled * sampled / groups)};
+        const Estimate best = combine({counted.blocks[key.second], counted.variance[key.second]}, by_samples);
+        Known& entry = known[key];
+        if (!(sampled > 0)) continue;
+        entry.growth_factor = entry.factor = best.value / sampled;
+        // Few samples know little of when the others were allocated; the counts do.
+        if (entry_of.counts >= kFewCounts && whole.growth.value() > 0 && counted.blocks[key.second] > 0)
+            // Counted bytes are the allocator's; a row has what was asked for.
+            entry.growth_factor = std::max(0.0, entry_of.slope(key.second, now_ns_)) *
+                                  (best.value / sampled) * (whole.live.value() / counted.bytes[key.second]) /
+                                  whole.growth.value();
+        // Somebody of whom no group of windows happened to see anything may be there as well.
+        const double unseen = 1 / (groups + 2);
+        entry.relative_variance =
+            unseen * unseen + (best.value > 0 ? best.variance / (best.value * best.value) : 0);
+    }
+    for (auto& [key, part] : parts_) {
+        const auto account = static_cast<std::uint32_t>(key / kClasses);
+        const std::pair<std::int32_t, std::uint32_t> of = {ledger_.accounts_[account].pid,
+                                                           static_cast<std::uint32_t>(key % kClasses)};
+        const Whole& whole = wholes.at(of);
+        const Known& entry = known.at(of);
+        const auto share = [](const SampleSum& part_of, const SampleSum& all) {
+            return all.value() > 0 ? part_of.value() / all.value() : 0;
+        };
+        part.live.calibrate(whole.blocks, share(part.blocks, whole.blocks), entry.factor,
+                            entry.relative_variance);
+        part.growth.calibrate(whole.growth, share(part.growth, whole.growth), entry.growth_factor,
+                              entry.relative_variance);
+        part.unconfirmed *= entry.factor;
+        take(account, part);
+    }
+    return uncharged;
+}
+
+}  // namespace memattach::profile
