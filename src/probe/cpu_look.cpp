@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "memattach/base/clock.h"
@@ -70,6 +71,9 @@ std::string CpuLook::name_of(const LookedAt& thread) const {
 }
 
 void CpuLook::add_notes(std::vector<std::string>& notes) const {
+    if (regions_.jit_seen())
+        notes.emplace_back(
+            "its JIT was at work: functions are exact, lines within a loop that it compiled are not");
     if (refused_stops_ > 0)
         notes.push_back(fmt::format("{} samples without a stop and without a split: {}", refused_stops_,
                                     base::errno_text(stops_.last_error())));
@@ -87,10 +91,14 @@ std::optional<CpuSink::StackId> CpuLook::look(LookedAt& thread, trace::CpuSample
     if (thread.state.is_null()) {
         // A thread that is new to us, or that runs no Python at all; ask less and less often.
         const std::uint64_t now = base::monotonic_ns();
-        if (now - thread.state_sought_ns > 100 * kMs && now - states_read_ns_ > kStatesMinAgeNs)
-            read_states(now);
-        thread.state_sought_ns = now;
         thread.state = state_of(thread.tid);
+        if (thread.state.is_null() && now >= thread.seek_state_ns &&
+            now - states_read_ns_ > kStatesMinAgeNs) {
+            read_states(now);
+            thread.state = state_of(thread.tid);
+            thread.seek_gap_ns = std::clamp(2 * thread.seek_gap_ns, kStatesMinAgeNs, 100 * kMs);
+            thread.seek_state_ns = now + thread.seek_gap_ns;
+        }
         if (thread.state.is_null()) return native_stack(place);
     }
     switch (walk(thread, place.stopped)) {

@@ -196,7 +196,7 @@ Figures RowMaker::figures_of(const Sums& sums, const Measured& measured) const {
             f.native_pct = percent(self.native, known);
             f.system_pct = percent(self.system, known);
         }
-        if (self.samples > 0) f.gil_pct = percent(self.gil, self.samples);
+        if (self.samples > 0 && options_.gil) f.gil_pct = percent(self.gil, self.samples);
     }
     return f;
 }

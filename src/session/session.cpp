@@ -126,6 +126,10 @@ void Run::attach() {
         pid_ = *options_.pid;
         const process::LiveMemory memory(pid_);
         runtime = python::find_runtime(pid_, memory);
+        if (options_.gil_only && !has_gil(memory, runtime))
+            base::throw_error(
+                "process {} runs Python {} without a GIL, which --gil would wait for: leave it out", pid_,
+                version_text(runtime));
     } else {
         const auto before_exec = [this](pid_t pid) {
             if (options_.memory) hold_ = std::make_unique<probe::StartupHold>(pid);
@@ -140,6 +144,7 @@ void Run::attach() {
     build.cpu = options_.cpu;
     build.memory = options_.memory;
     build.by_thread = options_.threads;
+    build.gil = has_gil(process::LiveMemory(pid_), runtime);
     build.profile_all = options_.profile_all;
     build.only = options_.profile_only;
     build.exclude = options_.profile_exclude;

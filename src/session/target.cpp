@@ -54,6 +54,21 @@ std::string version_text(const python::Runtime& runtime) {
     return text;
 }
 
+bool has_gil(const process::Memory& memory, const python::Runtime& runtime) {
+    const auto& layout = runtime.layout.interpreter;
+    if (!runtime.free_threaded || layout.gil_enabled == python::kAbsent) return true;
+    // The main interpreter is the last of the list.
+    constexpr int kMostInterpreters = 1024;
+    auto interpreter = memory.read_address(runtime.address + runtime.layout.runtime.interpreters_head);
+    for (int i = 0; i < kMostInterpreters && interpreter; ++i) {
+        const auto next = memory.read_address(*interpreter + layout.next);
+        if (!next || next->is_null()) break;
+        interpreter = next;
+    }
+    if (!interpreter || interpreter->is_null()) return true;
+    return memory.read<std::int32_t>(*interpreter + layout.gil_enabled).value_or(1) != 0;
+}
+
 profile::Target describe_target(int pid, const python::Runtime& runtime) {
     profile::Target target;
     target.pid = pid;

@@ -133,11 +133,14 @@ def _all_pythons():
     return sorted(filter(None, found), key=lambda p: (p.version, p.kind, p.free_threaded))
 
 
-def pythons(minimum=(3, 8), maximum=(3, 99), kinds=None):
+def pythons(minimum=(3, 8), maximum=(3, 99), kinds=None, free_threaded=None):
     """Every CPython found: pyenv's ($PYENV_ROOT or ~/.pyenv), /usr/bin/python3.*, and those of MEMATTACH_TEST_PYTHONS and
     MEMATTACH_TEST_CHROOTS.
-    `maximum` is inclusive. `kinds` restricts to some kinds; ("host",) leaves the chroots out."""
+    `maximum` is inclusive. `kinds` restricts to some kinds; ("host",) leaves the chroots out. `free_threaded` True or False:
+    such builds alone, or none."""
     chosen = [p for p in _all_pythons() if minimum <= p.minor <= maximum]
+    if free_threaded is not None:
+        chosen = [p for p in chosen if p.free_threaded == free_threaded]
     if kinds == ("host",):
         return [p for p in chosen if not p.root]
     return [p for p in chosen if not kinds or p.kind in kinds]

@@ -129,14 +129,38 @@ class ThreadsAndProcesses(LiveTest):
 
     @each_python()
     def test_only_who_holds_the_gil(self, python):
-        if python.free_threaded:
-            self.skipTest("a free-threaded build has no GIL to hold")
-        target = self.start(python, "cpu_threads.py")
+        target = self.start(python, "cpu_threads.py", env={"PYTHON_GIL": "1"} if python.free_threaded else None)
         target.send("threads 2")
         target.read_json()
         profile = self.profile(target, "-d", "1s", *RATE, "-g")
         row = self.line(profile, target, "thread")
         self.assertEqual(row["gil_pct"], 100)
+
+    @each_python(free_threaded=True)
+    def test_threads_without_a_gil(self, python):
+        """They run at the same time. Nobody holds what isn't there: with --gil the profile was empty without a word."""
+        target = self.start(python, "cpu_threads.py")
+        target.send("threads 2")
+        tids = target.read_json()["tids"]
+        self.assert_error(self.memattach("-p", target.pid, "-d", "1s", "--cpu", "-g", code=2), "without a GIL", "--gil")
+        profile = self.profile(target, "-d", "1s", *RATE, "-t")
+        row = self.line(profile, target, "thread")
+        self.assertIsNone(row["gil_pct"])
+        samples = {t["tid"]: t["cpu_samples"] for t in profile["threads"]}
+        for tid in tids:
+            self.assertGreater(samples[tid], 10)
+
+    @each_python(minimum=(3, 14))
+    def test_what_the_jit_made_is_python(self, python):
+        """It lies in memory of no file, like any code that is made at run time, and was taken for native code."""
+        target = self.start(python, "jit.py", env={"PYTHON_JIT": "1"})
+        if not target.truth["jit"]:
+            self.skipTest(f"{python} was built without a JIT")
+        profile = self.profile(target, "-d", "1s", *RATE, "--reduced-profile")
+        row = next(f for f in profile["functions"] if f["name"] == "compiled")
+        self.assertGreater(row["cpu_pct"], 80)
+        self.assertGreater(row["python_pct"], 90)
+        self.assertTrue(any("JIT" in note for note in profile["session"]["notes"]), profile["session"]["notes"])
 
     @each_python()
     def test_waiting_threads(self, python):

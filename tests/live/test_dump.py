@@ -15,10 +15,8 @@ def state(pid, tid):
 
 
 class Gil(LiveTest):
-    @each_python()
+    @each_python(free_threaded=False)
     def test_who_holds_it_and_who_waits_for_it(self, python):
-        if python.free_threaded:
-            self.skipTest(f"{python} has no GIL to wait for")
         target = self.start(python, "gil.py")
         # Both sides of the path are in the target's root.
         seen = f"{os.path.dirname(target.source)}/fifo"
@@ -52,8 +50,6 @@ class Gil(LiveTest):
 # In 3.12 a subinterpreter's thread state says that it is its creator's thread, whoever runs it.
 class GilOfEachInterpreter(LiveTest):
     def computing(self, python, order):
-        if python.free_threaded:
-            self.skipTest(f"{python} has no GIL to hold")
         target = self.start(python, "own_gil.py")
         target.send(order)
         return target, target.read_json()
@@ -67,7 +63,7 @@ class GilOfEachInterpreter(LiveTest):
             self.assertEqual(thread["frames"][0]["function"], name)
         return both
 
-    @each_python(minimum=(3, 13))
+    @each_python(minimum=(3, 13), free_threaded=False)
     def test_own_ones_are_held_at_the_same_time(self, python):
         target, told = self.computing(python, "own")
         # Each gives it up for a moment now and then.
@@ -82,7 +78,7 @@ class GilOfEachInterpreter(LiveTest):
         for name, tid in told["threads"].items():
             self.assertGreater(samples[tid], 10, f"{name}: {profile['threads']}")
 
-    @each_python(minimum=(3, 13))
+    @each_python(minimum=(3, 13), free_threaded=False)
     def test_a_shared_one_is_held_by_one(self, python):
         target, told = self.computing(python, "shared")
         held = [sum(t["holds_gil"] for t in self.dumped(target, told).values()) for _ in range(20)]

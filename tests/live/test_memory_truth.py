@@ -76,12 +76,10 @@ class MemoryTruth(LiveTest):
         self.assertTrue(any("faster than" in note for note in profile["session"]["notes"]), profile["session"])
         self.assertGreater(self.line(profile, target, "tiny60")["alloc_bytes"], truth["bytes"]["tiny60"] / 100)
 
-    @each_python(minimum=(3, 11))
+    @each_python(minimum=(3, 11), free_threaded=False)
     def test_blocks_that_change_sides(self, python):
         """pymalloc's realloc hands blocks of malloc on to malloc's: such a change of size was counted by both, and one that
         left pymalloc by neither while both were watched."""
-        if python.free_threaded:
-            self.skipTest("mimalloc serves all sizes")
         target, truth, profile = self.measure(python, "moves", "--malloc-threshold", "0.0001")
         self.check(target, truth, profile, ("to1000", "to100"))
 

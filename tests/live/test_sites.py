@@ -107,10 +107,8 @@ class Sites(LiveTest):
         target.process.stdin.close()
         self.assertTrue(target.read_json()["ok"])
 
-    @each_python(kinds=("host",))
+    @each_python(kinds=("host",), free_threaded=False)
     def test_pythonmalloc(self, python):
-        if python.free_threaded:
-            self.skipTest(f"{python} knows mimalloc alone: see test_pythonmalloc_mimalloc")
         pymalloc, redirected = None, None
 
         def served(found):

@@ -29,7 +29,8 @@ struct LookedAt {
     base::Address state;  ///< its PyThreadState; null: not known, or it has none
     base::Address
         walked;  ///< the one whose stack was read last: another where it runs a subinterpreter's code
-    std::uint64_t state_sought_ns = 0;
+    std::uint64_t seek_state_ns = 0;  ///< not before; the gap grows
+    std::uint64_t seek_gap_ns = 0;
     python::RawStack raw;
     std::optional<CpuSink::StackId> last_stack;  ///< what raw became
     std::uint64_t resolved_ns = 0;
@@ -68,7 +69,7 @@ class CpuLook {
     /// Python's own name of the thread; empty where it can't be told.
     [[nodiscard]] std::string name_of(const LookedAt& thread) const;
 
-    [[nodiscard]] trace::CpuMode mode_of(const PerfSample& sample) const {
+    [[nodiscard]] trace::CpuMode mode_of(const PerfSample& sample) {
         return sample.kernel_mode ? trace::CpuMode::system : regions_.mode_of(base::Address(sample.ip));
     }
     [[nodiscard]] BriefStops& stops() { return stops_; }

@@ -17,6 +17,7 @@ namespace memattach::profile {
 struct BuildOptions {
     bool cpu = true;
     bool memory = false;
+    bool gil = true;           ///< false: the target runs without one, and nobody can hold it
     bool by_thread = false;    ///< --threads: stacks keep their tid
     bool profile_all = false;  ///< charge the innermost frame, whoever's it is
     /// --profile-only: the user's code is what has one of these in its path or qualified name.

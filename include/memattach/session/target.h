@@ -5,6 +5,7 @@
 #include <string>
 
 #include "memattach/base/unique_fd.h"
+#include "memattach/process/memory.h"
 #include "memattach/profile/profile.h"
 #include "memattach/python/layout.h"
 
@@ -15,6 +16,9 @@ profile::Target describe_target(int pid, const python::Runtime& runtime);
 
 /// "3.11.2", "3.14.0rc2", "3.13.1 free-threaded"
 std::string version_text(const python::Runtime& runtime);
+
+/// False for a free-threaded build whose GIL isn't on now (PYTHON_GIL=1 or an extension module turn it on).
+bool has_gil(const process::Memory& memory, const python::Runtime& runtime);
 
 /// Now, RFC 3339 in UTC.
 std::string now_text();
