@@ -19,7 +19,9 @@ constexpr double kShortestWindowNs = 3e3;
 constexpr double kUnknownSpanShare = 8;
 /// Hits of a dense window.
 constexpr double kDenseHits = 64;
-/// A window that was planned for a sparse stretch and met a dense one ends after so many hits.
+/// A window that was planned for a sparse stretch and met a dense one ends after so many hits: or before,
+/// when its stops may be off by more than all of its time. The first ones of all are a few µs long, and the
+/// clock may stand still in them or go backwards: they went on for a thousand stops, within one request.
 constexpr double kSurprise = 1024;
 /// A window that was planned for a dense stretch and met a quiet one ends after so much of what was planned.
 constexpr double kQuietWindows = 20;
@@ -172,8 +174,12 @@ double GroupSchedule::clocked_ns(double own_ns) const {
 bool GroupSchedule::is_over(double own_ns) const {
     if (window_stopped_ > kLongestWindowStopNs) return true;
     const double length = clocked_ns(own_ns);
-    if (!dense_) return length >= window_ns_ || window_hits_ > kSurprise;
+    if (!dense_) return length >= window_ns_ || is_surprised();
     return window_hits_ >= kDenseHits || length >= kQuietWindows * window_ns_ + kQuietNs;
+}
+
+bool GroupSchedule::is_surprised() const {
+    return window_hits_ > std::clamp(window_ns_ / kCostOffNs, kDenseHits, kSurprise);
 }
 
 Arrival GroupSchedule::arrive(Moment now) {
@@ -241,7 +247,7 @@ void GroupSchedule::close(Moment now) {
     const bool cut = window_stopped_ > kLongestWindowStopNs && clocked < window_ns_;
     // The end of a window that wasn't ended by its hits lay between the last that counted and this moment: it
     // was exactly as long as planned.
-    end_by_clock(now, dense_ || window_hits_ > kSurprise ? clocked : std::min(clocked, window_ns_), cut);
+    end_by_clock(now, dense_ || is_surprised() ? clocked : std::min(clocked, window_ns_), cut);
 }
 
 void GroupSchedule::end_by_clock(Moment now, double clocked, bool cut) {

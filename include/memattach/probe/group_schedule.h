@@ -118,6 +118,7 @@ class GroupSchedule {
     void settle_always(Moment now);
     [[nodiscard]] double stops_in_window() const;
     [[nodiscard]] bool is_over(double own_ns) const;
+    [[nodiscard]] bool is_surprised() const;
     [[nodiscard]] double clocked_ns(double own_ns) const;
 
     Policy policy_;
