@@ -84,8 +84,13 @@ void Processes::watch_memory(Watched& watched) {
                                                       recorder_, loop_, std::move(events));
     } catch (const base::Error& error) {
         if (watched.is_target && !options_.cpu) throw;
-        notes_.push_back(
-            fmt::format("allocations of process {} are not seen: {}", watched.pid, error.what()));
+        if (watched.is_target) {
+            notes_.push_back(
+                fmt::format("allocations of process {} are not seen: {}", watched.pid, error.what()));
+        } else if (++children_unseen_ == 1) {
+            // Children come by the hundred, and end before they can be looked at.
+            first_unseen_ = error.what();
+        }
     }
 }
 
@@ -212,6 +217,10 @@ void Processes::finish(profile::Session& session) {
     memory_.fill(session, options_.malloc_threshold_mb * 1024 * 1024);
     session.stopped_s += static_cast<double>(stopped_ns_) / 1e9;
     session.longest_stop_us = std::max(session.longest_stop_us, static_cast<double>(longest_stop_ns_) / 1e3);
+    if (children_unseen_ > 0)
+        notes_.push_back(fmt::format("allocations of {} child process{} are not seen: {}{}", children_unseen_,
+                                     children_unseen_ == 1 ? "" : "es",
+                                     children_unseen_ == 1 ? "" : "for one, ", first_unseen_));
     session.notes.insert(session.notes.end(), notes_.begin(), notes_.end());
 }
 

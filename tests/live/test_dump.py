@@ -1,6 +1,8 @@
 """`memattach dump`: who holds the GIL and who waits for it. `--native`: the native frames on top of the Python frames that
 called them, and nobody harmed by it."""
 
+# timeout: 900
+
 import os
 import re
 import signal

@@ -83,6 +83,8 @@ class Processes {
     trace::LossCounts losses_;
     std::uint64_t stopped_ns_ = 0, longest_stop_ns_ = 0;
     std::vector<std::string> notes_;
+    std::uint64_t children_unseen_ = 0;  ///< whose memory could not be watched
+    std::string first_unseen_;           ///< why, of the first
     std::string engine_;
     MemoryAccount memory_;
     std::uint64_t ended_alloc_samples_ = 0;
