@@ -21,7 +21,8 @@ constexpr double kUnknownSpanShare = 8;
 constexpr double kDenseHits = 64;
 /// A window that was planned for a sparse stretch and met a dense one ends after so many hits: or before,
 /// when its stops may be off by more than all of its time. The first ones of all are a few µs long, and the
-/// clock may stand still in them or go backwards: they went on for a thousand stops, within one request.
+/// clock may stand still in them or go backwards: they went on for a thousand stops, within one request. The
+/// same where quiet windows, between requests, are all that has been seen so far.
 constexpr double kSurprise = 1024;
 /// A window that was planned for a dense stretch and met a quiet one ends after so much of what was planned.
 constexpr double kQuietWindows = 20;
@@ -179,7 +180,8 @@ bool GroupSchedule::is_over(double own_ns) const {
 }
 
 bool GroupSchedule::is_surprised() const {
-    return window_hits_ > std::clamp(window_ns_ / kCostOffNs, kDenseHits, kSurprise);
+    const double known = seen_hits_ < kDenseHits ? kDenseHits : kSurprise;
+    return window_hits_ > std::clamp(window_ns_ / kCostOffNs, kDenseHits, known);
 }
 
 Arrival GroupSchedule::arrive(Moment now) {
@@ -302,6 +304,7 @@ void GroupSchedule::record(const Closed& closed, Length length) {
 
 void GroupSchedule::learn_density(double hits, double bytes, double own_ns) {
     own_ns = std::max(own_ns, 1.0);
+    seen_hits_ += hits;
     armed_ns_ += own_ns;
     hits_.add(hits / own_ns, kRateMemory);
     bytes_.add(bytes / own_ns, kRateMemory);

@@ -132,6 +132,7 @@ class GroupSchedule {
     RunningMean hits_, bytes_;
     RunningMean long_hits_, long_own_;  ///< of more windows, each as long as it was
     double armed_ns_ = 0;
+    double seen_hits_ = 0;  ///< of all windows
 
     // the present span, in own time
     Phase phase_ = Phase::before_window;

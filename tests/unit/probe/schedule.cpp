@@ -302,6 +302,34 @@ TEST_CASE("an idle program that wakes up to a storm: the first windows are small
     CHECK(r.figures.overhead < 0.07);
 }
 
+// The first windows are as long as a stop is believed to cost, and the clock goes backwards where that is too
+// much: a request met a thousand stops.
+TEST_CASE("a first window whose clock goes backwards ends all the same") {
+    Moment now{1'000'000'000, 500'000'000};
+    probe::StopClock clock(now);
+    probe::GroupSchedule group({{trace::AllocKind::object}, false, 1 << 20, 1}, clock, 0.01, now);
+    const auto pass = [&](std::uint64_t ns) { now.wall_ns += ns, now.cpu_ns += ns; };
+    // Quiet so far, as between requests: each window may be longer than the last.
+    int windows = 0;
+    for (std::uint64_t window = 0; windows < 6;) {
+        pass(5'000);
+        const probe::GroupPlan plan = group.step(now);
+        if (plan.window == 0 || plan.window == window) continue;
+        window = plan.window;
+        group.armed(now);
+        ++windows;
+    }
+    int hits = 0;
+    while (group.arrive(now) != probe::Arrival::closing && hits < 10'000) {
+        ++hits;
+        group.count_hit(64);
+        group.charge(clock.add_stop(5'000, true));
+        pass(3'000);  // of what is charged as 4,250
+    }
+    CHECK(hits > 30);
+    CHECK(hits < 100);
+}
+
 TEST_CASE("a flood of small objects doesn't hide what goes to malloc") {
     // A million small objects a second, and 4,000 mallocs: too many for the budget without a break. With
     // windows made for the objects, one in a thousand of the mallocs was seen.
