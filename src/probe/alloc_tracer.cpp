@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <string_view>
 
 #include "memattach/base/clock.h"
 #include "memattach/base/error.h"
@@ -305,6 +306,20 @@ AllocTracerStats AllocTracer::stats() const {
             "may have "
             "been missed");
     }
+    // What a handful of windows didn't meet has no part in how far they differ either.
+    constexpr std::uint64_t kFewWindows = 30;
+    const auto say_if_few = [&](std::uint64_t windows, std::string_view what) {
+        if (windows >= kFewWindows) return;
+        out.notes.push_back(fmt::format(
+            "{} were looked at in {} short window{} only: what was missed may be many times what is shown, "
+            "whatever the ± says (a longer --duration or a larger --max-overhead gives more)",
+            what, windows, windows == 1 ? "" : "s"));
+    };
+    if (figures.object_windows.load() > 0)
+        say_if_few(figures.object_windows.load(),
+                   sites_.object_name.starts_with("mimalloc") ? "Python's allocations" : "small objects");
+    if (out.hits > 0 && out.coverage_malloc < kFew)
+        say_if_few(figures.malloc_windows.load(), "allocations by malloc");
     if (const auto lost = figures.lost_returns.load(); lost != 0) {
         out.notes.push_back(fmt::format("{} sampled allocations were not seen to return", lost));
     }

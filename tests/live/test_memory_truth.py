@@ -15,10 +15,10 @@ WITHOUT_SHADOWS = (sys.executable, str(pathlib.Path(__file__).with_name("without
 
 
 class MemoryTruth(LiveTest):
-    def measure(self, python, workload, *args, seconds=1, env=None, wrap=()):
+    def measure(self, python, workload, *args, seconds=1, env=None, wrap=(), overhead=60):
         target = self.start(python, "memory_lines.py", workload, env=env)
         # A second is short: with a larger budget there are enough windows for their spread to be known.
-        running = self.memattach_start("-p", target.pid, "--memory", "--max-overhead", "60", "--json", "-", *args, wrap=wrap)
+        running = self.memattach_start("-p", target.pid, "--memory", "--max-overhead", overhead, "--json", "-", *args, wrap=wrap)
         running.wait_attached()
         target.send(f"work {seconds}")
         truth = target.read_json()
@@ -69,6 +69,15 @@ class MemoryTruth(LiveTest):
         allocated, live = (sum(row[key] for row in rows) for key in ("alloc_bytes", "live_bytes"))
         self.assertGreater(allocated, 1e6)
         self.assertLess(live, 0.1 * allocated, rows)
+
+    @each_python(kinds=("host",), minimum=(3, 11))
+    def test_what_a_handful_of_windows_showed_is_a_hint(self, python):
+        """A program that allocates 200 MB/s in bursts and sleeps in between has a run time, and so a budget, of next to nothing:
+        half a megabyte was reported, ± less than that, and no word said."""
+        _, truth, profile = self.measure(python, "leak", overhead=5)
+        seen = profile["totals"]["alloc_bytes"]
+        if seen + profile["totals"]["alloc_ci95"] < truth["bytes"]["churn"] / 2:
+            self.assertTrue(any("short window" in note for note in profile["session"]["notes"]), profile["session"])
 
     @each_python(kinds=("system",))
     def test_dense_lines_where_shadows_are_refused(self, python):
