@@ -236,6 +236,8 @@ void Run::conclude() {
     if (options_.subprocesses && processes_->watched_count() > 1)
         session_.notes.push_back(fmt::format("{} Python processes", processes_->watched_count()));
     outcome_.profile = recorder_->builder().finish(target_, session_, totals_);
+    if (options_.gil_only && outcome_.profile.totals.cpu_samples == 0)
+        outcome_.profile.session.notes.emplace_back("no sample held a GIL, and --gil counts no others");
     if (command_) {
         if (processes_->target_state() == Processes::State::ended) {
             outcome_.child_status = command_->wait();

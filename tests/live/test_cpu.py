@@ -143,6 +143,10 @@ class ThreadsAndProcesses(LiveTest):
         target.send("threads 2")
         tids = target.read_json()["tids"]
         self.assert_error(self.memattach("-p", target.pid, "-d", "1s", "--cpu", "-g", code=2), "without a GIL", "--gil")
+        # A command has no GIL yet that could be asked about.
+        output = f"{self.directory()}/profile.json"
+        self.memattach("--cpu", "-g", "--json", output, "--", python.path, "-c", "sum(range(10**7))")
+        self.assertTrue(any("no sample held a GIL" in note for note in self.read_profile(output)["session"]["notes"]))
         profile = self.profile(target, "-d", "1s", *RATE, "-t")
         row = self.line(profile, target, "thread")
         self.assertIsNone(row["gil_pct"])
