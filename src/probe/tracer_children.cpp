@@ -42,7 +42,7 @@ void Tracer::handle_new_task(pid_t parent, int event) {
     if (ptrace(PTRACE_GETEVENTMSG, parent, nullptr, &message) != 0) return;
     const auto child = static_cast<pid_t>(message);
     if (threads_.count(child) != 0) return;
-    const CloneKind kind = clone_kind(parent, event);
+    const CloneKind kind = is_thread_of(pid_, child) ? CloneKind{true, true} : clone_kind(parent, event);
     if (kind.thread) {
         if (orphans_.erase(child) != 0) {
             threads_[child] = {};
@@ -73,7 +73,7 @@ void Tracer::handle_unknown(pid_t tid, int status) {
         adopt(tid, shares_memory);
         return;
     }
-    if (thread_group_of(tid) == pid_) {
+    if (is_thread_of(pid_, tid)) {
         threads_[tid].fresh = true;
         handle(tid, status);
         return;

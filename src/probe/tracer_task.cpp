@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -60,8 +61,9 @@ pid_t tracer_of(pid_t pid, pid_t tid) {
         number_after(start_of(fmt::format("/proc/{}/task/{}/status", pid, tid)), "\nTracerPid:"));
 }
 
-pid_t thread_group_of(pid_t tid) {
-    return static_cast<pid_t>(number_after(start_of(fmt::format("/proc/{}/status", tid)), "\nTgid:"));
+bool is_thread_of(pid_t pid, pid_t tid) {
+    // The group is compared before anything else (kernel/signal.c do_send_specific()).
+    return syscall(SYS_tgkill, pid, tid, 0) == 0 || errno == EPERM;
 }
 
 char state_of(pid_t tid) {

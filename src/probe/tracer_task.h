@@ -13,8 +13,9 @@ namespace memattach::probe {
 /// What /proc says of one task.
 std::vector<pid_t> tasks_of(pid_t pid);
 pid_t tracer_of(pid_t pid, pid_t tid);  ///< 0: nobody, or unknown
-pid_t thread_group_of(pid_t tid);       ///< 0: gone
-char state_of(pid_t tid);               ///< 'R', 'S', 't' …; 0: gone
+/// One system call, where reading /proc takes three: a thread storm waits for it at each thread.
+bool is_thread_of(pid_t pid, pid_t tid);
+char state_of(pid_t tid);  ///< 'R', 'S', 't' …; 0: gone
 std::optional<int> last_cpu_of(pid_t pid, pid_t tid);
 
 /// One line that says why process `pid` can't be traced, after `error`, and what would help.
