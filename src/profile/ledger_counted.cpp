@@ -167,6 +167,7 @@ double Ledger::CountedParts::settle(const std::function<void(std::uint32_t accou
         const auto share = [](const SampleSum& part_of, const SampleSum& all) {
             return all.value() > 0 ? part_of.value() / all.value() : 0;
         };
+        part.sampled = part.live.value();
         part.live.calibrate(whole.blocks, share(part.blocks, whole.blocks), entry.factor,
                             entry.relative_variance);
         part.growth.calibrate(whole.growth, share(part.growth, whole.growth), entry.growth_factor,

@@ -23,6 +23,7 @@ class Ledger::CountedParts {
     struct Part {
         SampleSum blocks, live, growth;
         double unconfirmed = 0;
+        double sampled = 0;  ///< live bytes by the samples alone
     };
 
     CountedParts(const Ledger& ledger, double now_ns) : ledger_(ledger), now_ns_(now_ns) {}

@@ -18,6 +18,10 @@ double slope_of_survivor(double birth_s, double duration_s) {
     return kPerMinute * 6 * birth_s * (t - birth_s) / (t * t * t);
 }
 
+/// Of the blocks that have ended so many seem to live on: another one of their kind has taken their place
+/// before the first look. Counted: 3 of 405 and of 1,237, 17 of some 5,000.
+constexpr double kMistaken = 0.006;
+
 /// The least duration over which a slope says anything.
 constexpr double kLeastSlope_s = 1;
 
@@ -39,6 +43,18 @@ MemoryFigures& MemoryFigures::operator+=(const MemoryFigures& other) {
         surviving_of_slot[i] += other.surviving_of_slot[i];
     }
     return *this;
+}
+
+/// Of a line that allocates much and keeps nothing some samples look alive all the same. Where that may be
+/// all there is to it, its figures aren't known.
+void Ledger::add_mistaken(const Account& account, Living& living) const {
+    const double live = living.live.value();
+    if (!any_windowed_ || !(live > 0)) return;
+    const double factor = living.sampled > 0 ? std::max(1.0, live / living.sampled) : 1;
+    const double most = std::min(live, kMistaken * account.alloc.value() * factor);
+    living.live.add_known(0, most * most);
+    const double growth = living.growth.value() * most / live;
+    living.growth.add_known(0, growth * growth);
 }
 
 std::vector<Ledger::Living> Ledger::living(double now_ns, const TimeSlots& slots, double& uncharged) const {
@@ -71,7 +87,9 @@ std::vector<Ledger::Living> Ledger::living(double now_ns, const TimeSlots& slots
         living.growth += part.growth;
         living.unconfirmed += part.unconfirmed;
         living.counted = true;
+        living.sampled += part.sampled;
     });
+    for (std::size_t i = 0; i < all.size(); ++i) add_mistaken(accounts_[i], all[i]);
     return all;
 }
 

@@ -133,6 +133,7 @@ class Ledger {
         SampleSum live, growth;
         double unconfirmed = 0;
         bool counted = false;  ///< some of it is
+        double sampled = 0;    ///< live bytes of that by the samples alone
         TimeSlots::Values surviving{};
     };
     /// The blocks that are counted in one process.
@@ -163,6 +164,7 @@ class Ledger {
     void thin();
     void unmap(const trace::Free& free);
     void estimate_windowed();
+    void add_mistaken(const Account& account, Living& living) const;
     [[nodiscard]] std::vector<Living> living(double now_ns, const TimeSlots& slots, double& uncharged) const;
     [[nodiscard]] MemoryFigures figures_of(const Account& account, Living&& living, double now_ns,
                                            const TimeSlots& slots, unsigned doublings) const;
