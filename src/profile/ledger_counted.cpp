@@ -20,6 +20,12 @@ Estimate combine(const Estimate& a, const Estimate& b) {
     return {(a.value * of_a + b.value * of_b) / (of_a + of_b), 1 / (of_a + of_b)};
 }
 
+/// Whether there are any at all.
+bool is_known(const trace::LiveBlocks& counted, std::size_t size_class) {
+    const double blocks = counted.blocks[size_class];
+    return blocks * blocks > kZ95 * kZ95 * counted.variance[size_class];
+}
+
 }  // namespace
 
 void Ledger::add(const trace::LiveBlocks& blocks) {
@@ -131,7 +137,7 @@ double Ledger::CountedParts::settle(const std::function<void(std::uint32_t accou
     double uncharged = 0;
     for (const auto& [pid, count] : ledger_.counted_)
         for (std::uint32_t i = 0; i < kClasses; ++i)
-            if (!wholes.contains({pid, i})) uncharged += count.counted.bytes[i];
+            if (!wholes.contains({pid, i}) && is_known(count.counted, i)) uncharged += count.counted.bytes[i];
     struct Known {
         double factor = 1, growth_factor = 1, relative_variance = 0;
     };
