@@ -58,6 +58,10 @@ constexpr std::uint64_t kClockWindows = 256, kCopiesToJudge = 12;
 /// There hits are that far apart at least, and every stop makes the program slower by the caches that it
 /// leaves cold: so much, give or take.
 constexpr double kClockGapNs = 300, kColdCachesNs = 500, kColdCachesOffNs = 1'000;
+/// A program that goes through much memory between two stops has to find all of its pages again, in large
+/// strides at 5 µs a stop and more (numpy's temporaries of 1.6 MB came out at 0.7). How much of it a program
+/// does isn't known: up to this share of its time.
+constexpr double kColdTlbNs = 5'000, kMostColder = 0.15;
 /// Own time that is not this many times as long as stops may be off is no measure of its window alone.
 constexpr double kTrusted = 3;
 constexpr double kUnknownSpread = 3;
@@ -235,7 +239,9 @@ void GroupSchedule::copied(const ShadowResult& result) {
 /// next. Over many windows that evens out.
 GroupSchedule::Length GroupSchedule::length_of(const Closed& window) const {
     if (window.hits == 0 || window.clocked_ns > kTrusted * window.off_ns) {
-        const double spread = window.clocked_ns > 0 ? window.off_ns / window.clocked_ns : 0;
+        if (!(window.clocked_ns > 0)) return {window.clocked_ns, 0};
+        const double colder = std::min(kColdTlbNs * window.hits / window.clocked_ns, kMostColder);
+        const double spread = std::hypot(window.off_ns / window.clocked_ns, colder);
         return {window.clocked_ns, std::min(spread, kUnknownSpread)};
     }
     const double gap = pooled_own_.value / std::max(pooled_hits_.value, 1.0);
