@@ -443,6 +443,8 @@ void Tracer::detach() {
     if (!attached_) return;
     attached_ = false;
     detaching_ = true;
+    // A child that was copied before this may be met after it.
+    remember_all();
     undo_all_patches(table_, memory_.get(), true);
     for (auto& [address, breakpoint] : breakpoints_) breakpoint.uses = 0;
     redirects_.clear();
@@ -472,7 +474,8 @@ void Tracer::detach() {
             if (!thread.interrupted) ptrace(PTRACE_INTERRUPT, id, nullptr, nullptr);
             thread.interrupted = true;
         }
-        if (!unsettled && orphans_.empty()) return;
+        // A child that was announced and hasn't begun yet holds a copy of what was there.
+        if (!unsettled && orphans_.empty() && children_.empty()) return;
         const timespec pause{0, 100'000};
         nanosleep(&pause, nullptr);
     }

@@ -57,9 +57,28 @@ void Tracer::undo_redirect(std::uint64_t slot) {
     redirects_.erase(found);
 }
 
+void Tracer::remember_all() {
+    for (const auto& [address, breakpoint] : breakpoints_)
+        if (breakpoint.uses > 0)
+            remember_removed({address, std::to_integer<std::uint64_t>(breakpoint.original), kInt3, 1});
+    for (const auto& [slot, index] : redirects_) {
+        const PatchTable::Entry& entry = table_.entries[index];
+        remember_removed({slot, entry.original.load(), entry.patched.load(), 8});
+    }
+}
+
 void Tracer::remember_removed(const Removed& removed) {
-    removed_[removed_next_] = removed;
-    removed_next_ = (removed_next_ + 1) % removed_.size();
+    // Each address once, else one that comes and goes with every sample pushes out all others.
+    Removed* slot = removed_.data();
+    for (Removed& known : removed_) {
+        if (known.address == removed.address) {
+            slot = &known;
+            break;
+        }
+        if (known.order < slot->order) slot = &known;
+    }
+    *slot = removed;
+    slot->order = ++removals_;
 }
 
 }  // namespace memattach::probe

@@ -1,5 +1,6 @@
 /// What the target starts: threads, forked processes, and processes that run on its memory.
 #include <fcntl.h>
+#include <linux/kcmp.h>
 #include <linux/sched.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
@@ -41,7 +42,10 @@ void Tracer::handle_new_task(pid_t parent, int event) {
     unsigned long message = 0;
     if (ptrace(PTRACE_GETEVENTMSG, parent, nullptr, &message) != 0) return;
     const auto child = static_cast<pid_t>(message);
-    if (threads_.count(child) != 0) return;
+    if (threads_.count(child) != 0) {
+        released_.erase(child);
+        return;
+    }
     const CloneKind kind = is_thread_of(pid_, child) ? CloneKind{true, true} : clone_kind(parent, event);
     if (kind.thread) {
         if (orphans_.erase(child) != 0) {
@@ -52,6 +56,7 @@ void Tracer::handle_new_task(pid_t parent, int event) {
         }
         return;
     }
+    if (released_.erase(child) != 0) return;
     if (orphans_.erase(child) != 0) {
         adopt(child, kind.shares_memory);
     } else {
@@ -109,7 +114,14 @@ void Tracer::clean_copy(pid_t child) {
     }
 }
 
+/// Asked of the kernel where no parent has said it (kcmp(2), Linux 3.5 with CONFIG_KCMP).
+bool Tracer::shares_memory(pid_t child) const {
+    return ::syscall(SYS_kcmp, pid_, child, KCMP_VM, 0UL, 0UL) == 0;
+}
+
 /// A parent that was killed between the fork and its report announces nothing: its child is let go, clean.
+/// One that only waits for a processor reports it later. A child of vfork that was taken for a copy meanwhile
+/// lost the target its breakpoints and ran into the next ones, untraced.
 void Tracer::release_orphans(std::uint64_t now_ns) {
     for (auto it = orphans_.begin(); it != orphans_.end();) {
         if (now_ns < it->second + kOrphanNs) {
@@ -118,7 +130,8 @@ void Tracer::release_orphans(std::uint64_t now_ns) {
         }
         const pid_t child = it->first;
         it = orphans_.erase(it);
-        adopt(child, false);
+        released_.insert(child);
+        adopt(child, shares_memory(child));
     }
 }
 

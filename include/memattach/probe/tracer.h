@@ -26,6 +26,7 @@
 #include <cstdint>
 #include <optional>
 #include <random>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -158,6 +159,7 @@ class Tracer {
         std::uint64_t original = 0;
         std::uint64_t patched = 0;
         std::uint32_t size_bytes = 0;
+        std::uint64_t order = 0;  ///< of removals
     };
 
     void seize_all();
@@ -177,6 +179,8 @@ class Tracer {
     void forget(pid_t tid);
     void resume(pid_t tid, int signal, bool event_stop);
     void remember_removed(const Removed& removed);
+    void remember_all();
+    [[nodiscard]] bool shares_memory(pid_t child) const;
     void housekeeping(std::uint64_t now_ns);
     void plan_wake(std::uint64_t now_ns);
     void account_wake(bool was_stop);
@@ -193,10 +197,11 @@ class Tracer {
     std::unordered_map<pid_t, Thread> threads_;
     std::unordered_map<std::uint64_t, Breakpoint> breakpoints_;  ///< all that were ever planted
     std::unordered_map<std::uint64_t, std::size_t> redirects_;
-    std::array<Removed, 256> removed_{};
-    std::size_t removed_next_ = 0;
+    std::array<Removed, 1024> removed_{};
+    std::uint64_t removals_ = 0;
     std::unordered_map<pid_t, bool> children_;          ///< announced, not stopped yet: shares memory?
     std::unordered_map<pid_t, std::uint64_t> orphans_;  ///< stopped, not announced yet: since when
+    std::set<pid_t> released_;  ///< orphans that were adopted before their parent reported them
     pid_t held_leader_ = 0;
     std::uint64_t held_since_ns_ = 0;
     StopStats stats_;
