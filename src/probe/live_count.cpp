@@ -47,7 +47,9 @@ LiveCount::Counts LiveCount::count(std::size_t picked) {
     if (maps.empty()) lose_target();
     if (objects_) {
         const auto counts = pools_.count(maps);
-        objects_ = counts && counts->swapped_out * 100 <= counts->pools.size() + 100;
+        // To read what is swapped out would bring it back, at others' cost.
+        if (counts && counts->swapped_out * 100 > counts->pools.size() + 100) lose_target();
+        objects_ = objects_ && counts.has_value();
         for (std::size_t i = 0; objects_ && i < counts->blocks.size(); ++i) {
             out.blocks[i] = static_cast<double>(counts->blocks[i]);
             out.bytes[i] = 16 * static_cast<double>(i + 1) * out.blocks[i];
