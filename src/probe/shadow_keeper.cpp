@@ -26,7 +26,7 @@ constexpr double kWarmShare = 1.5, kWarmMoreNs = 15'000;
 constexpr int kWarmRuns = 2;
 /// What a stub adds to a hit, among other instructions that don't wait for it.
 constexpr double kStubNs = 1.2;
-constexpr double kShortestNs = 6'000;
+constexpr double kShortestNs = 15'000;
 /// What starting and stopping costs isn't known to better than this.
 constexpr double kUnsureNs = 1'000;
 /// So often the shadow is made anew, to forget the pages that aren't touched any more.
@@ -172,7 +172,6 @@ class Keeper {
         if (complete >= kTrustedRuns) release();
         ShadowSpace::Run run = go(kWarmShare * rest_ns + kWarmMoreNs, [this] { release(); });
         release();
-        if (run.end != ShadowSpace::End::gone) pages_.find_changed(*space_);
         std::size_t missed = 0;
         for (int i = 0; i <= kWarmRuns && run.end != ShadowSpace::End::gone; ++i) {
             missed = pages_.missed_data() + pages_.missed_constants();
@@ -189,8 +188,8 @@ class Keeper {
         const double all_hits = sampler_.hits(0) + sampler_.hits(1);
         const double allocations = sampler_.hits(group, true);
         if (run.end == ShadowSpace::End::stopped) check_layout();
-        if (run.end == ShadowSpace::End::limit || run.end == ShadowSpace::End::missing_page) {
-            const ShadowSpace::Run half = go(std::min(rest_ns, own_ns) / 2);
+        if (run.end == ShadowSpace::End::limit) {
+            const ShadowSpace::Run half = go(rest_ns / 2);
             cold_.add(own_ns, all_hits, own_of(half), sampler_.hits(0) + sampler_.hits(1));
         }
         own_ns -= std::min(cold_.ns(), std::max(own_ns, 0.0));

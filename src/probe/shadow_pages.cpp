@@ -8,9 +8,6 @@ namespace {
 
 constexpr std::size_t kMostConstants = 2048;
 constexpr std::size_t kFirstAhead = 1, kMostAhead = 64;
-/// What lies beside a page that is missed, up to multiples of this, comes with it: pymalloc's pools are as
-/// large (16 KB since 3.10), and a page more takes a microsecond or two, against 28 for one that is missed.
-constexpr std::uint64_t kAround = 16 << 10;
 /// A page that was missed so often, the last times counting most, will be needed again.
 constexpr double kOften = 1, kSeldom = 0.3, kFades = 0.75;
 
@@ -34,7 +31,6 @@ void ShadowPages::begin_space(ShadowSpace& space, std::span<const process::Mappi
 
 /// A page that can't be read any more is none that the program will touch before it asks for it again.
 void ShadowPages::begin_state() {
-    knows_changed_ = false;
     pool_used_ = 0;
     next_page_ = 0;
     ahead_ = 1;
@@ -65,27 +61,11 @@ std::span<std::byte> ShadowPages::new_pages(std::size_t count) {
 bool ShadowPages::restore(ShadowSpace& space) {
     pages_.clear();
     contents_.clear();
-    const auto add = [&](std::uint64_t page, const std::byte* content) {
-        pages_.push_back(page);
-        contents_.emplace_back(content, kPage);
-    };
-    if (knows_changed_) {
-        for (const std::uint64_t page : changed_) add(page, data_.at(page));
-    } else {
-        for (const auto& [page, content] : data_) add(page, content);
-    }
-    return space.overwrite(pages_, contents_);
-}
-
-void ShadowPages::find_changed(const ShadowSpace& space) {
-    pages_.clear();
-    contents_.clear();
     for (const auto& [page, content] : data_) {
         pages_.push_back(page);
         contents_.emplace_back(content, kPage);
     }
-    changed_.clear();
-    knows_changed_ = space.find_changed(pages_, contents_, changed_);
+    return space.overwrite(pages_, contents_);
 }
 
 /// What lies in no mapping may be in one that is new.
@@ -97,10 +77,6 @@ bool ShadowPages::is_constant(std::uint64_t page) const {
            !std::prev(above)->writable;
 }
 
-bool ShadowPages::is_missing_data(std::uint64_t page) const {
-    return data_.count(page) == 0 && !is_constant(page);
-}
-
 bool ShadowPages::bring(ShadowSpace& space, std::uint64_t page) {
     if (is_constant(page)) {
         ++missed_constants_;
@@ -110,16 +86,9 @@ bool ShadowPages::bring(ShadowSpace& space, std::uint64_t page) {
     missed_[page] += 1;
     ahead_ = page == next_page_ ? std::min(2 * ahead_, kMostAhead) : kFirstAhead;
     std::size_t count = 1;
-    while (count < ahead_ && is_missing_data(page + count * kPage)) ++count;
+    while (count < ahead_ && data_.count(page + count * kPage) == 0 && !is_constant(page + count * kPage))
+        ++count;
     next_page_ = page + count * kPage;
-    if (count == 1) {
-        const std::uint64_t begin = page / kAround * kAround;
-        std::uint64_t first = page;
-        std::uint64_t last = page + kPage;
-        while (first > begin && is_missing_data(first - kPage)) first -= kPage;
-        while (last < begin + kAround && is_missing_data(last)) last += kPage;
-        if (last - first > kPage && bring_data(space, first, (last - first) / kPage)) return true;
-    }
     if (bring_data(space, page, count)) return true;
     next_page_ = page + kPage;
     return count > 1 && bring_data(space, page, 1);
@@ -136,10 +105,7 @@ bool ShadowPages::bring_data(ShadowSpace& space, std::uint64_t page, std::size_t
     }
     redirect(page, contents);
     if (!space.fill_data(page, contents)) return false;
-    for (std::size_t i = 0; i < count; ++i) {
-        data_[page + i * kPage] = contents.data() + i * kPage;
-        if (knows_changed_) changed_.push_back(page + i * kPage);
-    }
+    for (std::size_t i = 0; i < count; ++i) data_[page + i * kPage] = contents.data() + i * kPage;
     return true;
 }
 

@@ -34,12 +34,8 @@ class ShadowPages {
     void begin_state();
     /// Writes the state's pages over what the space holds.
     bool restore(ShadowSpace& space);
-    /// After a run: which pages it has changed. From then on only these are restored. A run of the same state
-    /// changes the same ones; and to write all of them would leave the caches with nothing of what the next
-    /// run needs, which in the target is there.
-    void find_changed(const ShadowSpace& space);
-    /// Brings a page that the shadow misses, with those beside it; with many that follow it, where pages are
-    /// missed one after the other. False where there is none, or the thread isn't held any more.
+    /// Brings a page that the shadow misses; with what follows it, where pages are missed one after the
+    /// other. False where there is none, or the thread isn't held any more.
     bool bring(ShadowSpace& space, std::uint64_t page);
 
     /// How many pages were missed so far that the target may write to, and how many others.
@@ -56,7 +52,6 @@ class ShadowPages {
 
     [[nodiscard]] bool is_held() const;
     [[nodiscard]] bool is_constant(std::uint64_t page) const;
-    [[nodiscard]] bool is_missing_data(std::uint64_t page) const;
     void redirect(std::uint64_t page, std::span<std::byte> contents) const;
     bool bring_constant(ShadowSpace& space, std::uint64_t page);
     bool read_constant(std::uint64_t page, Page& content);
@@ -79,8 +74,7 @@ class ShadowPages {
     std::uint64_t next_page_ = 0;  ///< behind the last that was brought
     std::size_t ahead_ = 1;
     std::size_t missed_data_ = 0, missed_constants_ = 0;
-    bool knows_changed_ = false;
-    std::vector<std::uint64_t> pages_, changed_;
+    std::vector<std::uint64_t> pages_;
     std::vector<std::span<const std::byte>> contents_;
     std::vector<process::Memory::Piece> pieces_;
     std::vector<std::pair<std::uint64_t, std::byte>> originals_;

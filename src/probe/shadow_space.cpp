@@ -317,26 +317,6 @@ bool ShadowSpace::overwrite(std::span<const std::uint64_t> pages,
     return true;
 }
 
-bool ShadowSpace::find_changed(std::span<const std::uint64_t> pages,
-                               std::span<const std::span<const std::byte>> contents,
-                               std::vector<std::uint64_t>& changed) const {
-    constexpr std::size_t kBatch = 32;
-    std::vector<std::byte> present(kBatch * kPage);
-    std::array<iovec, kBatch> remote;
-    for (std::size_t first = 0; first < pages.size(); first += kBatch) {
-        const std::size_t count = std::min(kBatch, pages.size() - first);
-        for (std::size_t i = 0; i < count; ++i)
-            remote[i] = {reinterpret_cast<void*>(pages[first + i]), kPage};
-        const iovec local{present.data(), count * kPage};
-        if (process_vm_readv(pid_, &local, 1, remote.data(), count, 0) != static_cast<ssize_t>(count * kPage))
-            return false;
-        for (std::size_t i = 0; i < count; ++i)
-            if (std::memcmp(present.data() + i * kPage, contents[first + i].data(), kPage) != 0)
-                changed.push_back(pages[first + i]);
-    }
-    return true;
-}
-
 bool ShadowSpace::set_state(user_regs_struct registers, std::span<const std::byte> extended_state) {
     iovec area{const_cast<std::byte*>(extended_state.data()), extended_state.size()};
     kernel_.restart();

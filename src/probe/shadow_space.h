@@ -57,10 +57,6 @@ class ShadowSpace {
     /// Writes over pages that are there and writable: false where one isn't.
     bool overwrite(std::span<const std::uint64_t> pages,
                    std::span<const std::span<const std::byte>> contents);
-    /// Adds those of the pages that hold anything else to `changed`: false where one isn't there.
-    [[nodiscard]] bool find_changed(std::span<const std::uint64_t> pages,
-                                    std::span<const std::span<const std::byte>> contents,
-                                    std::vector<std::uint64_t>& changed) const;
     /// The beginning of a run.
     bool set_state(user_regs_struct registers, std::span<const std::byte> extended_state);
 
