@@ -46,8 +46,14 @@ std::size_t ShadowMemory::read_up_to(base::Address from, std::span<std::byte> ou
             if (is_new && !target_.read_exactly(base::Address(page), kept->second)) held_.erase(kept);
         }
     } else if (shadow_) {
+        // What the shadow has is newer than what was kept, page by page.
         const std::size_t got = shadow_->read_up_to(from, out);
         if (got == out.size()) return got;
+        const std::size_t to_next = kPageBytes - from.value() % kPageBytes;
+        if (out.size() > to_next) {
+            const std::size_t first = read_up_to(from, out.first(to_next));
+            return first < to_next ? first : first + read_up_to(from + to_next, out.subspan(to_next));
+        }
     }
     return copy_held(from.value(), out) ? out.size() : target_.read_up_to(from, out);
 }
