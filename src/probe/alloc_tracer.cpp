@@ -160,12 +160,6 @@ void AllocTracer::even_out(trace::Window& window) {
     }
     if (sum.own_ns > 0)
         window.span_own_ns = static_cast<std::uint64_t>(sum.span_ns / sum.own_ns * present.own_ns);
-    // Own time that is a smaller part of its span than this was lost in what its stops took. A shadow's is
-    // known, and where it soon comes to a page that it can't have it may be short.
-    constexpr std::uint64_t kLeastPart = 4'000, kLeastPartOfShadow = 100'000;
-    constexpr double kKnown = 0.15;
-    window.own_ns = std::max(
-        window.own_ns, window.span_own_ns / (window.own_spread <= kKnown ? kLeastPartOfShadow : kLeastPart));
 }
 
 void AllocTracer::take_window(const TraceEvent& event) {

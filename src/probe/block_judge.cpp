@@ -216,6 +216,20 @@ bool is_freed_chunk(const BlockContent& before, const BlockContent& now, std::ui
     return is_link && key != before.words[1] && key >= kHighestPointer;
 }
 
+std::optional<PoolCopy> read_pool(const process::Memory& memory, std::uint64_t address,
+                                  std::uint64_t pool_bytes, std::vector<std::byte>& bytes) {
+    bytes.resize(pool_bytes);
+    PoolCopy copy;
+    copy.address = address;
+    const auto header = [](PoolHeader& h) { return std::as_writable_bytes(std::span(&h, 1)); };
+    const base::Address at(address);
+    const std::array<process::Memory::Piece, 3> pieces = {
+        {{at, header(copy.first)}, {at, std::span(bytes)}, {at, header(copy.last)}}};
+    if (memory.read_pieces(pieces) != pieces.size()) return std::nullopt;
+    copy.bytes = bytes;
+    return copy;
+}
+
 std::optional<std::vector<std::uint32_t>> free_blocks(const PoolCopy& pool) {
     const PoolHeader& header = pool.first;
     // The links between pools may change without a change of this one.

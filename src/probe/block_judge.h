@@ -98,6 +98,10 @@ struct PoolCopy {
     std::span<const std::byte> bytes;
     PoolHeader last{};
 };
+/// Reads the pool at `address`, pool_bytes long, into `bytes`, which the copy refers to; nothing where it
+/// can't be read.
+[[nodiscard]] std::optional<PoolCopy> read_pool(const process::Memory& memory, std::uint64_t address,
+                                                std::uint64_t pool_bytes, std::vector<std::byte>& bytes);
 /// The offsets of its free blocks, of those that have been in use; nothing where the copy is torn, or no
 /// pool.
 [[nodiscard]] std::optional<std::vector<std::uint32_t>> free_blocks(const PoolCopy& pool);

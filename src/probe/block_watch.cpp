@@ -270,18 +270,10 @@ BlockWatch::Verdict BlockWatch::judge(const Look& look, Block& block) {
 }
 
 BlockWatch::Verdict BlockWatch::ask_pool(std::uint64_t address) {
-    pool_.resize(pool_bytes_);
-    PoolCopy copy;
-    copy.address = address & ~(pool_bytes_ - 1);
-    const auto header = [](PoolHeader& h) { return std::as_writable_bytes(std::span(&h, 1)); };
-    const base::Address at(copy.address);
-    const std::array<process::Memory::Piece, 3> pieces = {
-        {{at, header(copy.first)}, {at, std::span(pool_)}, {at, header(copy.last)}}};
     ++figures_.system_calls;
     ++figures_.pools;
-    if (memory_.read_pieces(pieces) != pieces.size()) return Verdict::unsure;
-    copy.bytes = pool_;
-    const auto is_free = is_free_in_pool(copy, address - copy.address);
+    const auto pool = read_pool(memory_, address & ~(pool_bytes_ - 1), pool_bytes_, pool_);
+    const auto is_free = pool ? is_free_in_pool(*pool, address - pool->address) : std::nullopt;
     if (!is_free) return Verdict::unsure;
     return *is_free ? Verdict::ended : Verdict::lives;
 }

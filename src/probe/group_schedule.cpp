@@ -65,6 +65,8 @@ constexpr double kColdTlbNs = 5'000, kMostColder = 0.15;
 /// Own time that is not this many times as long as stops may be off is no measure of its window alone.
 constexpr double kTrusted = 3;
 constexpr double kUnknownSpread = 3;
+/// Own time that is a smaller part of its span than this was lost in what its stops took.
+constexpr double kMostPart = 4'000;
 /// Windows that own time per hit is averaged over where single ones can't be trusted.
 constexpr double kPooled = 64;
 /// No program allocates faster for long.
@@ -294,13 +296,14 @@ void GroupSchedule::end_by_clock(Moment now, double clocked, bool cut) {
 void GroupSchedule::record(const Closed& closed, Length length) {
     length.own_ns = std::max(length.own_ns, std::max(closed.hits, 1.0) * kShortestGapNs);
     const double span_ns = std::max(closed.span_ns, closed.start + length.own_ns);
+    const double told_ns = std::max(length.own_ns, span_ns / kMostPart);
     for (const trace::AllocKind kind : policy_.kinds) {
         trace::Window window;
         window.id = closed.id;
         window.kind = kind;
         window.start_ns = closed.start_wall_ns;
         window.end_ns = closed.end_wall_ns;
-        window.own_ns = static_cast<std::uint64_t>(length.own_ns);
+        window.own_ns = static_cast<std::uint64_t>(told_ns);
         window.span_own_ns = static_cast<std::uint64_t>(span_ns);
         window.own_spread = length.spread;
         closed_.push_back(window);

@@ -136,22 +136,14 @@ void LiveCount::pick_objects(const PoolCounts& counts) {
 
 /// A random one of those in use.
 void LiveCount::pick_object(const SmallPool& pool) {
-    pool_.resize(pools_.pool_bytes());
-    PoolCopy copy;
-    copy.address = pool.address;
-    const auto header = [](PoolHeader& h) { return std::as_writable_bytes(std::span(&h, 1)); };
-    const base::Address at(pool.address);
-    const std::array<process::Memory::Piece, 3> pieces = {
-        {{at, header(copy.first)}, {at, std::span(pool_)}, {at, header(copy.last)}}};
-    if (memory_.read_pieces(pieces) != pieces.size()) return;
-    copy.bytes = pool_;
-    auto free = free_blocks(copy);
-    const std::uint64_t carved = copy.first.carved();
-    if (!free || free->size() >= carved || copy.first.size_class != pool.size_class) return;
+    const auto copy = read_pool(memory_, pool.address, pools_.pool_bytes(), pool_);
+    auto free = copy ? free_blocks(*copy) : std::nullopt;
+    const std::uint64_t carved = copy ? copy->first.carved() : 0;
+    if (!free || free->size() >= carved || copy->first.size_class != pool.size_class) return;
     std::sort(free->begin(), free->end());
     auto nth = std::uniform_int_distribution<std::uint64_t>(0, carved - free->size() - 1)(random_);
     std::uint64_t offset = sizeof(PoolHeader);
-    for (auto next = free->begin();; offset += copy.first.block_bytes()) {
+    for (auto next = free->begin();; offset += copy->first.block_bytes()) {
         if (next != free->end() && *next == offset) {
             ++next;
         } else if (nth-- == 0) {
@@ -159,10 +151,10 @@ void LiveCount::pick_object(const SmallPool& pool) {
         }
     }
     BlockContent content;
-    content.count = BlockContent::words_of(copy.first.block_bytes());
+    content.count = BlockContent::words_of(copy->first.block_bytes());
     content.settled = 1;
     std::memcpy(content.words.data(), pool_.data() + offset, 8 * content.count);
-    watch(AllocKind::object, pool.size_class, pool.address + offset, copy.first.block_bytes(), content);
+    watch(AllocKind::object, pool.size_class, pool.address + offset, copy->first.block_bytes(), content);
 }
 
 void LiveCount::take_ended() {

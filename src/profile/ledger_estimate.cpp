@@ -48,12 +48,11 @@ MemoryFigures& MemoryFigures::operator+=(const MemoryFigures& other) {
 /// Of a line that allocates much and keeps nothing some samples look alive all the same. Where that may be
 /// all there is to it, its figures aren't known.
 void Ledger::add_mistaken(const Account& account, Living& living) const {
-    const double live = living.live.value();
-    if (!any_windowed_ || !(live > 0)) return;
-    const double factor = living.sampled > 0 ? std::max(1.0, live / living.sampled) : 1;
-    const double most = std::min(live, kMistaken * account.alloc.value() * factor);
+    if (!(living.windowed > 0) || !(living.sampled > 0)) return;
+    const double factor = std::max(1.0, living.windowed / living.sampled);
+    const double most = std::min(living.windowed, kMistaken * account.windowed_alloc * factor);
     living.live.add_known(0, most * most);
-    const double growth = living.growth.value() * most / live;
+    const double growth = living.growth.value() * most / living.live.value();
     living.growth.add_known(0, growth * growth);
 }
 
@@ -74,6 +73,10 @@ std::vector<Ledger::Living> Ledger::living(double now_ns, const TimeSlots& slots
             continue;
         }
         living.live.add(block.weight, block.kept, block.kind, block.window);
+        if (block.window != 0) {
+            living.windowed += block.weight;
+            living.sampled += block.weight;
+        }
         living.surviving[slots.slot_of(birth)] += static_cast<float>(each);
         if (block.unseen) living.unconfirmed += block.weight;
         if (duration_s >= kLeastSlope_s) {
@@ -87,6 +90,7 @@ std::vector<Ledger::Living> Ledger::living(double now_ns, const TimeSlots& slots
         living.growth += part.growth;
         living.unconfirmed += part.unconfirmed;
         living.counted = true;
+        living.windowed += part.live.value();
         living.sampled += part.sampled;
     });
     for (std::size_t i = 0; i < all.size(); ++i) add_mistaken(accounts_[i], all[i]);
@@ -104,7 +108,8 @@ void Ledger::estimate_windowed() {
             live[block.account].add(block.weight, block.kept, block.kind, block.window);
         }
     }
-    counted.settle([&](std::uint32_t account, CountedParts::Part& part) { live[account] += part.live; });
+    uncharged_ =
+        counted.settle([&](std::uint32_t account, CountedParts::Part& part) { live[account] += part.live; });
     const double elapsed = std::max(1.0, now_ns_ - estimated_ns_);
     estimated_ns_ = now_ns_;
     // All at once as far as the peak is concerned: what falls first, then what rises.

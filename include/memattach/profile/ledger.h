@@ -66,7 +66,8 @@ class Ledger {
     void add(const trace::LiveBlocks& blocks);
 
     [[nodiscard]] std::uint64_t unknown_frees() const { return unknown_frees_; }
-    [[nodiscard]] double live_now() const { return total_live_; }
+    /// Of all lines, and of nobody's as far as that is counted.
+    [[nodiscard]] double live_now() const { return total_live_ + uncharged_; }
     [[nodiscard]] std::size_t blocks() const { return blocks_.size(); }
     [[nodiscard]] const AllWindowTimes& window_times() const { return times_; }
 
@@ -112,8 +113,9 @@ class Ledger {
         std::int32_t pid = 0;
         std::vector<Brief> brief;
         SampleSum alloc, count, temporary;
-        double live = 0;           ///< blocks that are watched without a break
-        double windowed_live = 0;  ///< the others, as of the last estimate
+        double windowed_alloc = 0;  ///< of `alloc`: what was seen in windows
+        double live = 0;            ///< blocks that are watched without a break
+        double windowed_live = 0;   ///< the others, as of the last estimate
         double live_variance = 0, windowed_variance = 0;
         double at_peak = 0, variance_at_peak = 0;
         std::uint64_t peak = 0;       ///< number of the peak that `at_peak` belongs to
@@ -133,7 +135,8 @@ class Ledger {
         SampleSum live, growth;
         double unconfirmed = 0;
         bool counted = false;  ///< some of it is
-        double sampled = 0;    ///< live bytes of that by the samples alone
+        double windowed = 0;   ///< live bytes of blocks that were seen in windows
+        double sampled = 0;    ///< the same by the samples alone
         TimeSlots::Values surviving{};
     };
     /// The blocks that are counted in one process.
@@ -182,6 +185,7 @@ class Ledger {
     std::uint64_t thinned_ = 0;
 
     double total_live_ = 0;
+    double uncharged_ = 0;  ///< as of the last estimate
     double peak_live_ = 0;
     std::uint64_t peak_ = 0;
 

@@ -133,7 +133,7 @@
     if (n < 2) return;
     const W = 1000, H = 190, left = 0, right = 0, top = 8, bottom = 22;  // the labels' room is the frame's padding
     const t0 = line.t_s[0], t1 = line.t_s[n - 1];
-    const series = [["rss", "Resident", line.rss_bytes], ["live", "Live, sampled since attach", line.live_bytes], ["cpu", "CPU", line.cpu_pct]]
+    const series = [["rss", "Resident", line.rss_bytes], ["live", "Live, since attach", line.live_bytes], ["cpu", "CPU", line.cpu_pct]]
       .filter(([, , values]) => values.some(known));
     if (!series.length || t1 <= t0) return;
     const most = values => values.reduce((a, v) => known(v) && v > a ? v : a, 0);

@@ -77,11 +77,7 @@ struct Target {
         builder->add(counted);
     }
     [[nodiscard]] profile::Profile finish(double duration_s) const {
-        profile::Session session;
-        session.duration_s = duration_s;
-        profile::Profile p = builder->finish({}, session, {});
-        profile::check(p);
-        return p;
+        return Scenario::finish(*builder, duration_s);
     }
     static const profile::Figures& figures(const profile::Profile& p, std::uint32_t line) {
         return Scenario::line(p, "/app/a.py", line)->figures;

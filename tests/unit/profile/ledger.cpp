@@ -51,11 +51,7 @@ struct Books {
         builder->add(f);
     }
     [[nodiscard]] profile::Profile finish(double duration_s) const {
-        profile::Session session;
-        session.duration_s = duration_s;
-        profile::Profile p = builder->finish({}, session, {});
-        profile::check(p);
-        return p;
+        return Scenario::finish(*builder, duration_s);
     }
 };
 

@@ -32,6 +32,15 @@ struct Scenario {
         return s;
     }
 
+    /// The profile, its sums checked.
+    static profile::Profile finish(const profile::Builder& builder, double duration_s) {
+        profile::Session session;
+        session.duration_s = duration_s;
+        profile::Profile p = builder.finish({}, session, {});
+        profile::check(p);
+        return p;
+    }
+
     static const profile::LineRow* line(const profile::Profile& profile, const std::string& path,
                                         std::uint32_t number) {
         for (const profile::FileRow& file : profile.files) {
