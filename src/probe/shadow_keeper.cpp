@@ -270,8 +270,9 @@ class Keeper {
     }
 
     /// How far off own time may be, for all windows together: another processor, other neighbours. Of
-    /// sessions of five seconds with known work two thirds were within 0.1 of the truth.
-    static constexpr double kShadowSpread = 0.12;
+    /// 36 sessions of six seconds with known work (accuracy.py, blocks, mixed, slow and tiny), over an
+    /// evening on one virtual machine, two thirds were within 0.16 of the truth.
+    static constexpr double kShadowSpread = 0.16;
 
     pid_t target_;
     process::LiveMemory memory_;
