@@ -1,5 +1,7 @@
 """Every way in which a CPU profile can end: what was gathered is there, and the exit code says what happened."""
 
+import fcntl
+import json
 import os
 import signal
 
@@ -47,6 +49,19 @@ class Endings(LiveTest):
             result = run.wait()
             self.assertEqual(result.code, 128 + number, str(result))
             self.assertIn("functions", result.json)
+
+    def test_interrupted_while_it_writes(self):
+        """The session is over and its reader slow: what was gathered isn't lost by the Ctrl-C that came too late."""
+        target = self.start(pythons()[0], "cpu_shares.py", "1")
+        run = self.memattach_start("-p", str(target.pid), "-d", "300ms", *RATE, "--json", "-")
+        pipe = run.process.stdout.fileno()
+        size = fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+        begin = os.read(pipe, 1)
+        run.signal(signal.SIGINT)
+        text = begin.decode() + run.process.communicate()[0]
+        self.assertGreater(len(text), 1 + size)
+        self.assertIn("functions", json.loads(text))
+        self.assertEqual(run.process.returncode, 0)
 
     @each_python()
     def test_stopped_target(self, python):

@@ -8,7 +8,8 @@
 namespace memattach::session {
 
 /// Turns SIGINT, SIGTERM and SIGHUP into something to poll while it lives, so that nothing of the session is
-/// ever interrupted half-way. Signals that were ignored before (nohup) stay ignored.
+/// ever interrupted half-way. Signals that were ignored before (nohup) stay ignored. When it has ended, the
+/// next one of each does nothing, since what is to be written then ends by itself; the one behind it kills.
 class Signals {
   public:
     Signals();
@@ -28,7 +29,7 @@ class Signals {
 
   private:
     base::UniqueFd fd_;
-    sigset_t old_{};
+    sigset_t wanted_{}, old_{};
 };
 
 }  // namespace memattach::session
