@@ -305,12 +305,8 @@ AllocTracerStats AllocTracer::stats() const {
     }
     // What a handful of windows didn't meet has no part in how far they differ either.
     constexpr std::uint64_t kFewWindows = 30;
-    const auto say_if_few = [&](std::uint64_t windows, std::string_view what) {
-        if (windows >= kFewWindows) return;
-        out.notes.push_back(fmt::format(
-            "{} were looked at in {} short window{} only: what was missed may be many times what is shown, "
-            "whatever the ± says (a longer --duration or a larger --max-overhead gives more)",
-            what, windows, windows == 1 ? "" : "s"));
+    const auto say_if_few = [&](std::uint64_t windows, const char* what) {
+        if (windows < kFewWindows) out.few_windows.push_back({what, windows});
     };
     if (figures.object_windows.load() > 0)
         say_if_few(figures.object_windows.load(),

@@ -1,6 +1,9 @@
 #include "memattach/session/memory_lens.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <utility>
 
 #include "memattach/base/clock.h"
 
@@ -8,6 +11,36 @@ namespace memattach::session {
 namespace {
 
 constexpr double kBytesPerMb = 1024 * 1024;
+
+/// One note for each kind of allocation, however many processes it is true of.
+std::vector<std::string> few_windows_notes(const std::vector<probe::AllocTracerStats>& parts) {
+    struct Few {
+        std::string what;
+        std::uint64_t least = 0, most = 0, processes = 0;
+    };
+    std::vector<Few> kinds;
+    for (const auto& part : parts) {
+        for (const auto& [what, windows] : part.few_windows) {
+            auto found =
+                std::find_if(kinds.begin(), kinds.end(), [&](const Few& few) { return few.what == what; });
+            if (found == kinds.end()) found = kinds.insert(kinds.end(), {what, windows, windows, 0});
+            found->least = std::min(found->least, windows);
+            found->most = std::max(found->most, windows);
+            ++found->processes;
+        }
+    }
+    std::vector<std::string> notes;
+    for (const Few& few : kinds) {
+        const std::string windows = few.least == few.most ? fmt::format("{}", few.most)
+                                                          : fmt::format("{} to {}", few.least, few.most);
+        notes.push_back(fmt::format(
+            "{} were looked at in {} short window{} only{}: what was missed may be many times what is shown, "
+            "whatever the ± says (a longer --duration or a larger --max-overhead gives more)",
+            few.what, windows, few.most == 1 ? "" : "s",
+            few.processes > 1 ? fmt::format(" in each of {} processes", few.processes) : ""));
+    }
+    return notes;
+}
 
 }  // namespace
 
@@ -82,6 +115,7 @@ void MemoryAccount::fill(profile::Session& session, double threshold_bytes) cons
             }
         }
     }
+    for (std::string& note : few_windows_notes(parts_)) session.notes.push_back(std::move(note));
     session.overhead_pct = run_s > 0 ? 100 * session.stopped_s / run_s : 0;
 }
 

@@ -64,6 +64,12 @@ struct AllocTracerStats {
     std::optional<bool> text_verified;  ///< after finish()
     std::string allocator;              ///< "glibc", "pymalloc"
     std::vector<std::string> notes;
+    /// What was looked at in so few windows that their spread says too little: what, and how many.
+    struct FewWindows {
+        std::string what;
+        std::uint64_t windows = 0;
+    };
+    std::vector<FewWindows> few_windows;
     trace::LossCounts loss;
 };
 
