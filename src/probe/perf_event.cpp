@@ -28,15 +28,13 @@ perf_event_attr make_attributes(const PerfOptions& options) {
     // The task clock counts, and fires on, the time that the thread itself spends on a CPU; what is left of a
     // period when the thread is scheduled out is kept for when it comes back (perf_swevent_cancel_hrtimer in
     // kernel/events/core.c, since Linux 2.6.38).
-    attr.config = PERF_COUNT_SW_TASK_CLOCK;
+    attr.config = options.period_ns > 0 ? PERF_COUNT_SW_TASK_CLOCK : PERF_COUNT_SW_DUMMY;
     attr.sample_period = options.period_ns;
     attr.sample_type = PERF_SAMPLE_IP | PERF_SAMPLE_TID | PERF_SAMPLE_TIME | PERF_SAMPLE_READ;
     attr.sample_id_all = 1;
     attr.use_clockid = 1;
     attr.clockid = CLOCK_MONOTONIC;
-    attr.task = 1;
-    attr.comm = 1;
-    attr.comm_exec = 1;
+    attr.task = attr.comm = attr.comm_exec = options.tasks ? 1 : 0;
     attr.context_switch = options.switches ? 1 : 0;
     attr.exclude_kernel = options.exclude_kernel ? 1 : 0;
     attr.exclude_hv = 1;

@@ -33,16 +33,18 @@ class Shares(LiveTest):
 
     @each_python()
     def test_modes(self, python):
+        """By events alone, and with ticks between them."""
         target = self.start(python, "cpu_modes.py")
-        profile = self.profile(target, "-d", "3s", *RATE)
+        profiles = [self.profile(target, "-d", *which, "--cpu") for which in (("2s", "-r", "200"), ("4s", "-r", "500"))]
         spent = target.finish()["cpu"]
         total = sum(spent.values())
-        shares = {f["name"]: f for f in profile["functions"] if f["path"] == target.source}
-        for name in ("python", "native", "system"):
-            row = shares[name]
-            self.assert_share(row, 100 * spent[name] / total, f"{name} {spent}")
-            self.assertGreater(row[f"{name}_pct"], 50, f"{name} {row}")
-            self.assertAlmostEqual(row["python_pct"] + row["native_pct"] + row["system_pct"], 100, delta=0.1)
+        for profile in profiles:
+            shares = {f["name"]: f for f in profile["functions"] if f["path"] == target.source}
+            for name in ("python", "native", "system"):
+                row = shares[name]
+                self.assert_share(row, 100 * spent[name] / total, f"{name} {spent}")
+                self.assertGreater(row[f"{name}_pct"], 50, f"{name} {row}")
+                self.assertAlmostEqual(row["python_pct"] + row["native_pct"] + row["system_pct"], 100, delta=0.1)
 
     @each_python()
     def test_rates_above_what_sleeping_can_keep(self, python):
@@ -126,6 +128,23 @@ class ThreadsAndProcesses(LiveTest):
         for tid in tids:
             self.assertIn(tid, seen)
             self.assertAlmostEqual(seen[tid]["cpu_pct"], 100 / 3, delta=2 * seen[tid]["cpu_ci95"] + 5)
+
+    @each_python()
+    def test_as_many_samples_as_cpu_time(self, python):
+        """Threads that run for moments, by their own events and at ticks: none counts for both."""
+        target = self.start(python, "cpu_threads.py")
+        target.send("nappers 8")
+        target.read_json()
+        for rate in (200, 1000):
+            profile = self.profile(target, "-d", "2s", "--cpu", "-r", str(rate))
+            if profile["session"]["engine"]["cpu"] != "perf":
+                self.skipTest("perf is refused here")
+            cpu_s, samples_s = profile["totals"]["cpu_s"], profile["totals"]["cpu_samples"] / rate
+            self.assertGreater(cpu_s, 0.1)
+            missed_s = profile["session"]["loss"]["missed_samples"] / rate
+            self.assertGreater(samples_s, cpu_s - missed_s - 4 * (cpu_s / rate) ** 0.5 - 0.1 * cpu_s, profile["totals"])
+            self.assertLess(samples_s, cpu_s + 4 * (cpu_s / rate) ** 0.5 + 0.1 * cpu_s, profile["totals"])
+            self.assertGreater(self.line(profile, target, "napper")["cpu_samples"], 0)
 
     @each_python()
     def test_only_who_holds_the_gil(self, python):

@@ -3,18 +3,25 @@
 ///     CpuSampler sampler(pid, runtime, memory, functions, {.rate_hz = 100}, sink, loop);
 ///     … the session's loop calls on_ready() and on_time(), sink gets (CpuSample, stack) pairs …
 ///
-/// Two ways of telling when to look:
+/// Two ways of telling when to look, and both together:
 ///
-///  - Event-driven (up to kEventRateLimitHz, where perf is allowed): each thread's own CPU clock wakes us
-///  each
-///    1/rate seconds that it *burned*; its stack is read at once. Threads that sleep cost nothing, and the
-///    samples are spread over CPU time: with periods that are drawn anew about every kRedrawNs, so that they
-///    don't keep step with what the program repeats. The record says where the thread was: Python, native or
-///    system.
-///  - Ticks (higher rates; perf refused; waiting threads with `idle`): at absolute deadlines every thread
-///  that is
-///    on a CPU at that moment is read. Where perf works, its records come at a lower rate and label the
-///    sample that is nearest in time, and its switch records tell without a system call who is on a CPU.
+///  - Events (up to kEventsAloneHz, where perf is allowed; with `native`, or where the kernel side is hidden,
+///  up to
+///    kEventRateLimitHz): each
+///    thread's own CPU clock wakes us each 1/rate seconds that it *burned*; its stack is read at once.
+///    Threads that sleep cost nothing, and the samples are spread over CPU time: with periods that are drawn
+///    anew about every kRedrawNs, so that they don't keep step with what the program repeats. The record says
+///    where the thread was: Python, native or system.
+///  - Ticks (above kEventRateLimitHz; perf refused; waiting threads with `idle`): at absolute deadlines every
+///    thread that is on a CPU at that moment is read. Where perf works, its records come at a lower rate and
+///    label the sample that is nearest in time, and its switch records tell without a system call who is on a
+///    CPU.
+///  - In between, ticks at `rate` and events at kLabelledHz. An event costs the thread some 40 µs in a
+///  virtual
+///    machine: its timer's interrupt, and waking us on another processor. A tick costs it nothing, but says
+///    nothing about Python, native or system: the split is that of the events. A sample that is 0.5 ms away
+///    can't lend its label, programs do other things by then. For each event the thread's next tick is left
+///    out, so that a sample stands for 1/rate seconds whichever way it came.
 ///
 /// With `blocking`, ticks stop each thread that is on a CPU for the microseconds that its stack takes; its
 /// registers tell the mode. With `native`, perf's records bring registers and the top of the stack, which are
@@ -46,6 +53,8 @@
 namespace memattach::probe {
 
 inline constexpr double kEventRateLimitHz = 2000;
+inline constexpr double kEventsAloneHz = 250;
+inline constexpr double kLabelledHz = 100;
 
 struct CpuOptions {
     double rate_hz = 100;
@@ -86,13 +95,16 @@ class CpuSampler final : public Source {
     void remove_thread(int tid);
 
     struct Burst;
-    void read_records(Thread& thread, Burst& burst);
+    void read_records(Thread& thread, PerfEvent& event, Burst& burst);
     void act_on(const Burst& burst);
     void serve_event(int tid);
     void serve_tick(std::uint64_t now_ns);
     void poll_thread(Thread& thread, std::uint64_t now_ns);
     bool has_burned(Thread& thread) const;
-    std::uint64_t first_period_ns();
+    /// Whether the kernel tells each time that it gets a CPU and loses it.
+    bool tells_switches(const Thread& thread) const;
+    void plan_first(Thread& thread);
+    bool renew_period(Thread& thread, std::uint64_t since_ns);
     void check_hidden(Thread& thread, std::uint64_t now_ns);
     void plan_next(Thread& thread, const PerfSample& last);
 
@@ -108,11 +120,15 @@ class CpuSampler final : public Source {
     PerfAccess perf_;
     bool stopping_;  ///< ticks stop threads
     bool event_driven_;
+    bool mixed_;  ///< event-driven, at kLabelledHz, with ticks at the rate
     PerfOptions perf_options_;
     std::uint64_t period_ns_;
+    std::uint64_t event_period_ns_;  ///< between a thread's events
+    std::uint64_t samples_a_draw_;   ///< so many of them before a new period is drawn
     TickSchedule ticks_;
     SmallRandom random_;
     bool ticking_ = false;
+    std::uint64_t tick_due_ns_ = 0;  ///< of the tick that is being served
 
     Poller& poller_;
     std::unordered_map<int, std::unique_ptr<Thread>> threads_;

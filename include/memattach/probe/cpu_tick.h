@@ -23,39 +23,51 @@ class SmallRandom {
     std::uint64_t state_;
 };
 
-/// Absolute deadlines at a fixed rate. They don't drift: tick n is due within the n-th period since the
-/// start, however late the ones before were served. Ticks that passed while nobody looked are counted, not
-/// made up for.
+/// Absolute deadlines at a fixed rate. They don't drift: tick n is due within the n-th period since
+/// `start_ns`, however late the ones before were served. Ticks that passed while nobody looked are counted,
+/// not made up for.
 ///
 /// With `jitter`, each is due at a random time within its period: what the target does in step with the rate
-/// is then neither always seen nor always missed.
+/// is then neither always seen nor always missed. The time depends on n alone: schedules with the same start
+/// are due at the same times, and are served by the same wake-up.
 class TickSchedule {
   public:
+    /// The first deadline is at `first_ns`, or with `jitter` the first one after it.
+    TickSchedule(std::uint64_t start_ns, double rate_hz, bool jitter, std::uint64_t first_ns)
+        : start_ns_(start_ns), period_ns_(1e9 / rate_hz), jitter_(jitter), tick_(period_of(first_ns)) {
+        due_ns_ = jitter ? due_of(tick_) : first_ns;
+        if (due_ns_ < first_ns) due_ns_ = due_of(++tick_);
+    }
     TickSchedule(std::uint64_t start_ns, double rate_hz, bool jitter = false)
-        : start_ns_(start_ns), period_ns_(1e9 / rate_hz), jitter_(jitter), due_ns_(start_ns) {}
+        : TickSchedule(start_ns, rate_hz, jitter, start_ns) {}
 
     [[nodiscard]] std::uint64_t due_ns() const { return due_ns_; }
 
     /// Serves the tick that is due and plans the next one after `now_ns`. Returns how many were skipped.
     std::uint64_t serve(std::uint64_t now_ns) {
         if (now_ns < due_ns_) return 0;
-        const double passed = static_cast<double>(now_ns - start_ns_) / period_ns_;
-        const auto next = static_cast<std::uint64_t>(std::floor(passed)) + 1;
-        const std::uint64_t skipped = next > tick_ + 1 ? next - tick_ - 1 : 0;
+        std::uint64_t next = std::max(tick_ + 1, period_of(now_ns));
+        while (due_of(next) <= now_ns) ++next;
+        const std::uint64_t skipped = next - tick_ - 1;
         tick_ = next;
-        const double within = jitter_ ? random_.uniform() : 0;
-        due_ns_ = start_ns_ + static_cast<std::uint64_t>((static_cast<double>(tick_) + within) * period_ns_);
-        if (due_ns_ <= now_ns) due_ns_ = now_ns + 1;
+        due_ns_ = due_of(next);
         return skipped;
     }
 
   private:
+    [[nodiscard]] std::uint64_t period_of(std::uint64_t at_ns) const {
+        return static_cast<std::uint64_t>(std::floor(static_cast<double>(at_ns - start_ns_) / period_ns_));
+    }
+    [[nodiscard]] std::uint64_t due_of(std::uint64_t tick) const {
+        const double within = jitter_ ? SmallRandom(tick).uniform() : 0;
+        return start_ns_ + static_cast<std::uint64_t>((static_cast<double>(tick) + within) * period_ns_);
+    }
+
     std::uint64_t start_ns_;
     double period_ns_;
     bool jitter_;
-    std::uint64_t tick_ = 0;
-    std::uint64_t due_ns_;
-    SmallRandom random_;
+    std::uint64_t tick_;
+    std::uint64_t due_ns_ = 0;
 };
 
 /// Keeps the samples that ticks take of one thread in proportion to the CPU time that it burns. "Running"

@@ -17,8 +17,9 @@
 namespace memattach::probe {
 
 struct PerfOptions {
-    std::uint64_t period_ns = 10'000'000;  ///< of CPU time; the kernel's floor is 10 µs
+    std::uint64_t period_ns = 10'000'000;  ///< of CPU time; the kernel's floor is 10 µs; 0: no samples
     bool wake = true;                      ///< the descriptor becomes readable with every record
+    bool tasks = true;                     ///< PerfFork, PerfExit and PerfComm records
     bool switches = false;                 ///< PerfSwitch records: on and off the CPU, exactly
     bool exclude_kernel = false;
     /// 0: none; else registers and that many bytes of stack with each sample (a multiple of 8, below 64 KB).
