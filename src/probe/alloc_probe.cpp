@@ -206,6 +206,7 @@ void AllocProbe::begin_call(pid_t tid, std::size_t, const user_regs_struct& regs
         return;
     }
     auto point = return_points_.find(call.return_address);
+    bool is_original = false;
     if (point == return_points_.end()) {
         if (return_points_.size() >= kMaxReturnPoints) return_points_.clear();
         std::array<std::byte, 16> bytes{};
@@ -217,25 +218,33 @@ void AllocProbe::begin_call(pid_t tid, std::size_t, const user_regs_struct& regs
         point = return_points_
                     .emplace(call.return_address, ReturnPoint{decode(std::span(bytes).first(got)), bytes[0]})
                     .first;
+        is_original = true;
     }
-    if (!tracer_->plant(call.return_address, point->second.displaced, point->second.original, kReturnTag)) {
+    if (call.kept) {
+        std::byte now{};
+        python::ReadAlong along{{base::Address(call.return_address), std::span(&now, 1)}};
+        read_stack(regs, call, along);
+        if (along.arrived) is_original = now == point->second.original;
+    }
+    if (!tracer_->plant(call.return_address, point->second.displaced, point->second.original, kReturnTag,
+                        is_original)) {
         return_points_.erase(point);  // the code there may have changed
         shared_.figures.lost_returns.fetch_add(1, std::memory_order_relaxed);
         return;
     }
-    if (call.kept) read_stack(regs, call);
     calls.push_back(std::move(call));
 }
 
-void AllocProbe::read_stack(const user_regs_struct& regs, Call& call) {
-    const auto states = thread_states_.find(regs.fs_base, tracer_->stop_start_ns());
-    if (states.empty()) return;
+void AllocProbe::read_stack(const user_regs_struct& regs, Call& call, python::ReadAlong& along) {
     raw_.frames.clear();
     raw_.truncated = raw_.broken = false;
     base::Address innermost;
-    if (reader_.walk(states, raw_, innermost, true) == python::WalkStatus::gone) {
+    for (int round = 0; true; ++round) {
+        const auto states = thread_states_.find(regs.fs_base, tracer_->stop_start_ns());
+        if (states.empty()) return;
+        if (reader_.walk(states, raw_, innermost, true, &along) != python::WalkStatus::gone) break;
         thread_states_.forget(regs.fs_base);
-        return;
+        if (round > 0) return;
     }
     call.frames.assign(raw_.frames.begin(), raw_.frames.end());
     call.event.stack_truncated = raw_.truncated;

@@ -5,6 +5,11 @@
 #include "memattach/probe/alloc_probe.h"
 
 namespace memattach::probe {
+namespace {
+
+constexpr std::byte kInt3{0xCC};
+
+}  // namespace
 
 Moment AllocProbe::moment(std::uint64_t now_ns) const {
     return {now_ns, tracer_->own_time_ns()};
@@ -81,8 +86,9 @@ bool AllocProbe::is_inside_site(std::uint64_t pc) const {
 /// For a hit of a kind that goes by windows: whether it counts. The hit that finds the window over closes it.
 bool AllocProbe::in_window(trace::AllocKind kind) {
     GroupSchedule& group = schedule_->group(kind);
-    const Moment now = moment(base::monotonic_ns());
-    switch (group.arrive(now)) {
+    if (group.surely_counts(tracer_->stop_start_ns())) return true;
+    const Moment now = moment(tracer_->stop_start_ns());
+    switch (group.arrive(now, tracer_->parallel())) {
         case Arrival::counts:
             return true;
         case Arrival::ignore:
@@ -102,14 +108,26 @@ void AllocProbe::set_armed(trace::AllocKind kind, Armed armed) {
         return level == Armed::all || (level == Armed::ends && ends_blocks);
     };
     const Armed before = std::exchange(present, armed);
+    // What stands there now is read for all of them at once.
+    changing_.clear();
     for (std::size_t i = 0; i < sites_.size(); ++i) {
         const PlannedSite& planned = sites_[i];
-        if (planned.site.group != kind) continue;
         const bool ends_blocks = planned.site.args.old != Argument::none;
-        if (wants(before, ends_blocks) == wants(armed, ends_blocks)) continue;
-        if (wants(before, ends_blocks)) {
-            tracer_->remove(planned.address);
-        } else if (!tracer_->plant(planned.address, planned.point.displaced, planned.point.original, i)) {
+        if (planned.site.group == kind && wants(before, ends_blocks) != wants(armed, ends_blocks))
+            changing_.push_back({i, {}});
+    }
+    pieces_.clear();
+    for (Changing& site : changing_)
+        pieces_.push_back({base::Address(sites_[site.index].address), std::span(&site.byte, 1)});
+    const std::size_t arrived = memory_.read_pieces(pieces_);
+    for (std::size_t i = 0; i < changing_.size(); ++i) {
+        const PlannedSite& planned = sites_[changing_[i].index];
+        const std::byte present_byte = changing_[i].byte;
+        if (wants(before, planned.site.args.old != Argument::none)) {
+            tracer_->remove(planned.address, i < arrived && present_byte == kInt3);
+        } else if (!tracer_->plant(planned.address, planned.point.displaced, planned.point.original,
+                                   changing_[i].index,
+                                   i < arrived && present_byte == planned.point.original)) {
             shared_.figures.plant_failures.fetch_add(1, std::memory_order_relaxed);
         }
     }

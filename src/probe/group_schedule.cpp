@@ -160,6 +160,7 @@ void GroupSchedule::armed(Moment now) {
     window_stops_start_ = clock_.stops();
     window_hits_ = window_bytes_ = 0;
     fresh_ = true;
+    surely_open_until_ns_ = 0;
 }
 
 double GroupSchedule::window_cpu_ns(Moment now) const {
@@ -178,11 +179,12 @@ double GroupSchedule::clocked_ns(double own_ns) const {
 
 /// Where own time can be computed a window is over when it is as long as planned. A dense one ends after so
 /// many hits, unless the program turned quiet.
-bool GroupSchedule::is_over(double own_ns) const {
-    if (window_stopped_ > kLongestWindowStopNs) return true;
-    const double length = clocked_ns(own_ns);
-    if (!dense_) return length >= window_ns_ || is_surprised();
-    return window_hits_ >= kDenseHits || length >= kQuietWindows * window_ns_ + kQuietNs;
+bool GroupSchedule::has_enough() const {
+    return window_stopped_ > kLongestWindowStopNs || (dense_ ? window_hits_ >= kDenseHits : is_surprised());
+}
+
+double GroupSchedule::longest_ns() const {
+    return dense_ ? kQuietWindows * window_ns_ + kQuietNs : window_ns_;
 }
 
 bool GroupSchedule::is_surprised() const {
@@ -190,11 +192,20 @@ bool GroupSchedule::is_surprised() const {
     return window_hits_ > std::clamp(window_ns_ / kCostOffNs, kDenseHits, known);
 }
 
-Arrival GroupSchedule::arrive(Moment now) {
+Arrival GroupSchedule::arrive(Moment now, std::size_t parallel) {
     if (phase_ != Phase::in_window || copy_) return Arrival::ignore;
     const bool fresh = std::exchange(fresh_, false);
     if (fresh && window_cpu_ns(now) < kPendingNs) return Arrival::ignore;
-    return is_over(clock_.own_ns(now)) ? Arrival::closing : Arrival::counts;
+    const double left = longest_ns() - clocked_ns(clock_.own_ns(now));
+    if (left <= 0 || has_enough()) return Arrival::closing;
+    surely_open_until_ns_ = now.wall_ns + static_cast<std::uint64_t>(
+                                              left / static_cast<double>(std::max<std::size_t>(parallel, 1)));
+    return Arrival::counts;
+}
+
+bool GroupSchedule::surely_counts(std::uint64_t wall_ns) const {
+    return phase_ == Phase::in_window && !copy_ && !fresh_ && wall_ns < surely_open_until_ns_ &&
+           !has_enough();
 }
 
 void GroupSchedule::copy_asked(Moment now) {
@@ -387,9 +398,7 @@ GroupPlan GroupSchedule::step(Moment now) {
         } else if (phase_ == Phase::in_window) {
             // A dense window is ended by the hit behind its last one, which finds the thread stopped.
             const double length = clocked_ns(t);
-            const bool quiet =
-                dense_ ? length >= kQuietWindows * window_ns_ + kQuietNs : length >= window_ns_;
-            if (quiet || window_stopped_ > kLongestWindowStopNs)
+            if (length >= longest_ns() || window_stopped_ > kLongestWindowStopNs)
                 end_by_clock(now, length, length < window_ns_);
         }
         if (phase_ == Phase::after_window && !copy_pending_ && t >= span_start_ + span_ns_) {

@@ -52,8 +52,8 @@ bool write_word(int memory_fd, std::uint64_t address, std::uint64_t value, std::
 }
 
 std::optional<std::size_t> apply_patch(PatchTable& table, int memory_fd, std::uint64_t address,
-                                       std::uint64_t original, std::uint64_t patched,
-                                       std::size_t size_bytes) {
+                                       std::uint64_t original, std::uint64_t patched, std::size_t size_bytes,
+                                       bool is_original) {
     const auto index = free_entry(table);
     if (!index) return std::nullopt;
     PatchTable::Entry& entry = table.entries[*index];
@@ -67,7 +67,7 @@ std::optional<std::size_t> apply_patch(PatchTable& table, int memory_fd, std::ui
         std::max(table.used.load(std::memory_order_relaxed), static_cast<std::uint32_t>(*index + 1)),
         std::memory_order_release);
     if (size_bytes == 1) note_page(table, address);
-    if (read_word(memory_fd, address, size_bytes) != original ||
+    if ((!is_original && read_word(memory_fd, address, size_bytes) != original) ||
         !write_word(memory_fd, address, patched, size_bytes)) {
         entry.address.store(0, std::memory_order_release);
         return std::nullopt;
@@ -75,12 +75,13 @@ std::optional<std::size_t> apply_patch(PatchTable& table, int memory_fd, std::ui
     return index;
 }
 
-void undo_patch(PatchTable& table, int memory_fd, std::size_t index) {
+void undo_patch(PatchTable& table, int memory_fd, std::size_t index, bool is_there) {
     PatchTable::Entry& entry = table.entries[index];
     const std::uint64_t address = entry.address.load(std::memory_order_acquire);
     if (address == 0) return;
     const std::size_t size_bytes = entry.size_bytes.load(std::memory_order_relaxed);
-    if (read_word(memory_fd, address, size_bytes) == entry.patched.load(std::memory_order_relaxed)) {
+    if (is_there ||
+        read_word(memory_fd, address, size_bytes) == entry.patched.load(std::memory_order_relaxed)) {
         write_word(memory_fd, address, entry.original.load(std::memory_order_relaxed), size_bytes);
     }
     entry.address.store(0, std::memory_order_release);

@@ -8,6 +8,8 @@ std::span<const base::Address> ThreadStates::find(std::uint64_t pthread, std::ui
     for (int round = 0; round < 2; ++round) {
         const auto known = states_.find(pthread);
         if (known != states_.end()) {
+            // What it is read for tells as well whether it still is this thread's.
+            if (known->second.size() == 1) return found_ = {known->second.front().address};
             for (const State& state : known->second)
                 if (thread_id_of(state.address) == state.thread_id) found_.push_back(state.address);
         }

@@ -47,7 +47,10 @@ void* signal_number(int signal) {
 }  // namespace
 
 Tracer::Tracer(pid_t pid, PatchTable& table, TracerClient& client)
-    : pid_(pid), table_(table), client_(client) {
+    : pid_(pid),
+      table_(table),
+      client_(client),
+      cpus_(static_cast<std::size_t>(std::max(1L, sysconf(_SC_NPROCESSORS_CONF)))) {
     threads_.reserve(256);
     breakpoints_.reserve(1024);
     struct sigaction action {};
@@ -218,23 +221,25 @@ void Tracer::handle(pid_t tid, int status) {
 
 void Tracer::handle_signal_stop(pid_t tid, Thread& thread, int signal) {
     if (signal == SIGTRAP) {
-        siginfo_t info{};
-        if (ptrace(PTRACE_GETSIGINFO, tid, nullptr, &info) != 0) return;  // killed meanwhile
-        if (info.si_code == SI_KERNEL) {                                  // int3: arch/x86/kernel/traps.c
-            user_regs_struct regs{};
-            if (ptrace(PTRACE_GETREGS, tid, nullptr, &regs) != 0) return;
-            if (breakpoints_.count(regs.rip - 1) != 0) {
-                handle_breakpoint(tid, thread, regs);
-                return;
-            }
+        user_regs_struct regs{};
+        if (ptrace(PTRACE_GETREGS, tid, nullptr, &regs) != 0) return;  // killed meanwhile
+        const auto breakpoint = breakpoints_.find(regs.rip - 1);
+        if (breakpoint != breakpoints_.end() && (is_sure(breakpoint->second, regs) || was_trap(tid))) {
+            handle_breakpoint(tid, thread, breakpoint->second, regs);
+            return;
         }
     }
     resume(tid, signal, false);
 }
 
-void Tracer::handle_breakpoint(pid_t tid, Thread& thread, user_regs_struct& regs) {
+/// What an int3 raises, in contrast to a SIGTRAP that was sent: arch/x86/kernel/traps.c.
+bool Tracer::was_trap(pid_t tid) {
+    siginfo_t info{};
+    return ptrace(PTRACE_GETSIGINFO, tid, nullptr, &info) == 0 && info.si_code == SI_KERNEL;
+}
+
+void Tracer::handle_breakpoint(pid_t tid, Thread& thread, Breakpoint& breakpoint, user_regs_struct& regs) {
     const std::uint64_t address = regs.rip - 1;
-    Breakpoint& breakpoint = breakpoints_.find(address)->second;
     const auto back_to_start = [&] {
         regs.rip = address;
         ptrace(PTRACE_SETREGS, tid, nullptr, &regs);
@@ -255,16 +260,15 @@ void Tracer::handle_breakpoint(pid_t tid, Thread& thread, user_regs_struct& regs
         return copy;
     }();
     ThreadMemory memory(tid);
-    // endbr64 and other no-ops with a prefix: what follows the int3 is a no-op as well. Nothing to write.
-    bool carried_out = breakpoint.displaced && breakpoint.displaced->op == Op::nop &&
-                       breakpoint.displaced->length > 1 &&
-                       (breakpoint.original == std::byte{0xF3} || breakpoint.original == std::byte{0x66});
+    bool carried_out = leads_on_alone(breakpoint);
     if (!carried_out && breakpoint.displaced &&
         emulate(*breakpoint.displaced, base::Address(address), regs, memory)) {
         carried_out = ptrace(PTRACE_SETREGS, tid, nullptr, &regs) == 0;
     }
     if (!thread.foreign && thread.skip_hit_at != address) {
+        served_address_ = address;
         client_.on_hit(tid, address, breakpoint.tag, at_breakpoint);
+        served_address_ = 0;
         hit_served_ = true;
         // What is carried out twice must come to the same.
         const bool repeatable = !breakpoint.displaced || breakpoint.displaced->op == Op::push ||
@@ -272,8 +276,7 @@ void Tracer::handle_breakpoint(pid_t tid, Thread& thread, user_regs_struct& regs
         if (breakpoint.uses != 0 && repeatable && client_.wants_null_trap()) {
             // Should something else come in between, the thread gets here again: its hit has been served.
             thread.skip_hit_at = address;
-            if (!take_null_trap(tid, at_breakpoint)) return;
-            if (carried_out) ptrace(PTRACE_SETREGS, tid, nullptr, &regs);
+            if (!take_null_trap(tid, at_breakpoint, carried_out ? regs : at_breakpoint)) return;
         }
     }
     thread.skip_hit_at = 0;
@@ -301,8 +304,10 @@ pid_t Tracer::wait_for(pid_t tid, int& status) {
 }
 
 /// Sends the thread back onto the breakpoint that it was just served at, with the caches as the service left
-/// them. False where something else came in between and has been handled: the hit will come again.
-bool Tracer::take_null_trap(pid_t tid, const user_regs_struct& at_breakpoint) {
+/// them; then its registers are those of `behind`. False where something else came in between and has been
+/// handled: the hit will come again.
+bool Tracer::take_null_trap(pid_t tid, const user_regs_struct& at_breakpoint,
+                            const user_regs_struct& behind) {
     user_regs_struct regs = at_breakpoint;
     if (ptrace(PTRACE_SETREGS, tid, nullptr, &regs) != 0) return false;
     const auto before_ns = thread_time_ns(tid);
@@ -315,15 +320,14 @@ bool Tracer::take_null_trap(pid_t tid, const user_regs_struct& at_breakpoint) {
     const std::uint64_t back_ns = base::monotonic_ns();
     stop_start_ns_ = back_ns;
     if (waited != tid) return false;
-    if (thread_cpu_ == cpu_ && occupies_) occupants_.occupy(cpu_, back_ns);
-    siginfo_t info{};
+    hold_thread(back_ns);
     if (!WIFSTOPPED(status) || status >> 16 != 0 || WSTOPSIG(status) != SIGTRAP ||
-        ptrace(PTRACE_GETSIGINFO, tid, nullptr, &info) != 0 || info.si_code != SI_KERNEL ||
-        ptrace(PTRACE_GETREGS, tid, nullptr, &regs) != 0 || regs.rip != at_breakpoint.rip + 1) {
+        ptrace(PTRACE_GETREGS, tid, nullptr, &regs) != 0 || regs.rip != at_breakpoint.rip + 1 ||
+        !was_trap(tid)) {
         handle(tid, status);
         return false;
     }
-    regs.rip = at_breakpoint.rip;
+    regs = behind;
     ptrace(PTRACE_SETREGS, tid, nullptr, &regs);
     const auto after_ns = thread_time_ns(tid);
     if (before_ns && after_ns) client_.on_null_trap(*after_ns - *before_ns, back_ns - go_ns);

@@ -8,7 +8,7 @@ constexpr std::uint64_t kInt3 = 0xCC;
 }  // namespace
 
 bool Tracer::plant(std::uint64_t address, const std::optional<Instruction>& displaced, std::byte original,
-                   std::uint64_t tag) {
+                   std::uint64_t tag, bool is_original) {
     const auto found = breakpoints_.find(address);
     if (found != breakpoints_.end() && found->second.uses > 0) {
         ++found->second.uses;
@@ -18,26 +18,43 @@ bool Tracer::plant(std::uint64_t address, const std::optional<Instruction>& disp
     breakpoint.displaced = displaced;
     breakpoint.original = original;
     breakpoint.tag = tag;
-    const auto patch =
-        apply_patch(table_, memory_.get(), address, std::to_integer<std::uint64_t>(original), kInt3, 1);
+    const auto patch = apply_patch(table_, memory_.get(), address, std::to_integer<std::uint64_t>(original),
+                                   kInt3, 1, is_original);
     if (!patch) return false;
     breakpoint.patch = *patch;
     breakpoint.uses = 1;
     return true;
 }
 
-void Tracer::remove(std::uint64_t address) {
+void Tracer::remove(std::uint64_t address, bool is_there) {
     const auto found = breakpoints_.find(address);
     if (found == breakpoints_.end() || found->second.uses == 0) return;
     Breakpoint& breakpoint = found->second;
     if (--breakpoint.uses > 0) return;
-    undo_patch(table_, memory_.get(), breakpoint.patch);
+    undo_patch(table_, memory_.get(), breakpoint.patch, is_there || address == served_address_);
     remember_removed({address, std::to_integer<std::uint64_t>(breakpoint.original), kInt3, 1});
 }
 
 bool Tracer::planted(std::uint64_t address) const {
     const auto found = breakpoints_.find(address);
     return found != breakpoints_.end() && found->second.uses > 0;
+}
+
+/// Whether a thread that a SIGTRAP has stopped right behind the first byte of `breakpoint` must have executed
+/// the int3: it stands within an instruction, or with the stack as it is before the push or pop. Elsewhere
+/// the signal may be one that somebody sent.
+bool Tracer::is_sure(const Breakpoint& breakpoint, const user_regs_struct& regs) const {
+    if (breakpoint.uses == 0 || !breakpoint.displaced) return false;
+    const Instruction& displaced = *breakpoint.displaced;
+    if (displaced.length > 1) return !leads_on_alone(breakpoint);
+    if (displaced.op != Op::push && displaced.op != Op::pop) return false;
+    return table_.entries[breakpoint.patch].stack_phase.load(std::memory_order_relaxed) == regs.rsp % 16 + 1;
+}
+
+/// endbr64 and other no-ops with a prefix: what follows the int3 is a no-op as well.
+bool Tracer::leads_on_alone(const Breakpoint& breakpoint) {
+    return breakpoint.displaced && breakpoint.displaced->op == Op::nop && breakpoint.displaced->length > 1 &&
+           (breakpoint.original == std::byte{0xF3} || breakpoint.original == std::byte{0x66});
 }
 
 bool Tracer::redirect(std::uint64_t slot, std::uint64_t original, std::uint64_t alias) {

@@ -5,6 +5,7 @@
 #include <sys/ptrace.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdio>
@@ -48,24 +49,31 @@ void Tracer::stay_beside(pid_t tid, Thread& thread) {
             cpu_checked_ns_ = asked_ns;
             thread.rseq = 0;
         }
-        if (cpu_checked_ns_ == asked_ns) judge_occupants();
+        if (cpu_checked_ns_ == asked_ns) judge_holding();
     }
-    if (thread_cpu_ == cpu_ && occupies_) occupants_.occupy(cpu_, stop_start_ns_);
+    hold_thread(stop_start_ns_);
 }
 
-/// To wake something on another processor takes 3 to 12 µs in a virtual machine. Where that one is busy
-/// anyway it is for nothing: now and then a thread is let go without, and where it is found to have stayed
-/// that is enough until one has moved.
-void Tracer::judge_occupants() {
-    constexpr int kTryAfter = 64;
-    if (thread_cpu_ != cpu_) {
-        stayed_ = 0;
-        occupies_ = true;
-    } else if (!occupies_) {
-        return;
-    } else if (++stayed_ == kTryAfter) {
-        occupies_ = false;
-    }
+void Tracer::hold_thread(std::uint64_t now_ns) {
+    if (thread_cpu_ == cpu_ && holds_) occupants_.occupy(cpu_, now_ns);
+}
+
+/// To wake something on another processor takes 3 to 12 µs in a virtual machine, and 30 to 120 where that one
+/// has been asleep for a while. It is for nothing where the other one is busy anyway, and where the kernel
+/// takes a processor that its host hasn't scheduled for no idle one (available_idle_cpu() in
+/// kernel/sched/syscalls.c): one that is left alone soon is like that, and each occupant wakes it again. A
+/// thread that moves costs some 130 µs. So a few stops after one has moved threads are let go without being
+/// held in any way, until the next one moves; where that is soon, again and again, after more and more of
+/// them.
+void Tracer::judge_holding() {
+    constexpr int kFewest = 4, kMost = 256, kWorthwhile = 16;
+    const bool stayed = thread_cpu_ == cpu_;
+    if (holds_ && !stayed) return;  // nobody held it there
+    ++judged_;
+    if (holds_ ? judged_ < held_stops_ : stayed) return;
+    if (!holds_) held_stops_ = judged_ > kWorthwhile ? kFewest : std::min(2 * held_stops_, kMost);
+    holds_ = !holds_;
+    judged_ = 0;
 }
 
 /// Once the thread has been let go: it needn't wait for this.

@@ -93,7 +93,7 @@ std::vector<ThreadState> StackReader::threads() const {
     return result;
 }
 
-WalkStatus StackReader::walk(base::Address thread_state, RawStack& out, bool stopped) {
+WalkStatus StackReader::walk(base::Address thread_state, RawStack& out, bool stopped, ReadAlong* along) {
     Impl& impl = *impl_;
     ThreadWalk& thread = impl.of(thread_state);
     std::uint64_t interpreter = thread.interpreter();
@@ -102,7 +102,8 @@ WalkStatus StackReader::walk(base::Address thread_state, RawStack& out, bool sto
         interpreter = word ? word->value() : 0;
     }
     const WalkStatus status =
-        thread.walk(impl.context, impl.gil_of(interpreter), out, stopped, impl.gil_holder);
+        thread.walk(impl.context, along == nullptr ? impl.gil_of(interpreter) : std::nullopt, along, out,
+                    stopped, impl.gil_holder);
     if (status == WalkStatus::no_frames || status == WalkStatus::gone) {
         out.frames.clear();
         out.truncated = out.broken = out.unchanged = false;
@@ -128,13 +129,13 @@ void append_outer(RawStack& stack, const RawStack& outer) {
 }
 
 WalkStatus StackReader::walk(std::span<const base::Address> states, RawStack& out, base::Address& innermost,
-                             bool stopped) {
+                             bool stopped, ReadAlong* along) {
     WalkStatus result = WalkStatus::gone;
     bool runs = false;
     std::optional<base::Address> holder;
     for (const base::Address state : states) {
         RawStack& into = runs ? impl_->outer : out;
-        const WalkStatus status = walk(state, into, stopped);
+        const WalkStatus status = walk(state, into, stopped, along);
         if (status == WalkStatus::gone || status == WalkStatus::no_frames) {
             if (!runs && status == WalkStatus::no_frames) result = status;
         } else if (!runs) {

@@ -128,8 +128,10 @@ void ThreadWalk::plan(const WalkContext& context, std::uint64_t top, bool widely
     again_.plan(addresses_, context.frames.bytes(), slack_from);
 }
 
-/// One system call: all frames, the current-frame word, the innermost frames again, the GIL's holder.
-bool ThreadWalk::read(const WalkContext& context, const std::optional<GilPlace>& gil, bool stopped) {
+/// One system call: all frames, the current-frame word, the innermost frames again, the GIL's holder, and
+/// what the caller wants to know besides.
+bool ThreadWalk::read(const WalkContext& context, const std::optional<GilPlace>& gil, ReadAlong* along,
+                      bool stopped) {
     pieces_.clear();
     window_.append_pieces(pieces_);
     const std::size_t head_index = pieces_.size();
@@ -146,8 +148,11 @@ bool ThreadWalk::read(const WalkContext& context, const std::optional<GilPlace>&
     const std::size_t needed = pieces_.size();
     if (!stopped) again_.append_pieces(pieces_);
     if (gil) pieces_.push_back({gil->address, bytes.subspan(head_size + 8, gil_size)});
+    const std::size_t own = pieces_.size();
+    if (along != nullptr) pieces_.push_back(along->piece);
 
     const std::size_t arrived = context.memory.read_pieces(pieces_);
+    if (along != nullptr) along->arrived = arrived > own;
     head_arrived_ = arrived > head_index;
     if (!head_arrived_) return false;
     head_ = context.threads.parse(head_bytes_.data());
@@ -158,7 +163,7 @@ bool ThreadWalk::read(const WalkContext& context, const std::optional<GilPlace>&
         word_ = with_cframe ? load<std::uint64_t>(head_bytes_.data() + head_size) : 0;
     }
     holder_.reset();
-    if (gil && arrived == pieces_.size()) {
+    if (gil && arrived >= own) {
         const std::byte* place = head_bytes_.data() + head_size + 8;
         const auto holder = load<std::uint64_t>(place + gil->holder);
         const bool locked = gil->locked == kAbsent || load<std::int32_t>(place + gil->locked) == 1;
@@ -351,8 +356,8 @@ bool ThreadWalk::stood_still(const WalkContext& context, std::uint64_t top) cons
     return true;
 }
 
-WalkStatus ThreadWalk::walk(const WalkContext& context, const std::optional<GilPlace>& gil, RawStack& out,
-                            bool stopped, std::optional<base::Address>& gil_holder) {
+WalkStatus ThreadWalk::walk(const WalkContext& context, const std::optional<GilPlace>& gil, ReadAlong* along,
+                            RawStack& out, bool stopped, std::optional<base::Address>& gil_holder) {
     gil_holder.reset();
     ++walks_;
     std::size_t tries = 0;
@@ -360,7 +365,7 @@ WalkStatus ThreadWalk::walk(const WalkContext& context, const std::optional<GilP
     bool torn = false;  // `out` holds a first look that is good for want of a better one
     Chain chain = Chain::missing;
     for (std::size_t reads = 0; reads < kMaxReads && tries < kMaxTries; ++reads) {
-        if (!read(context, gil, stopped)) {
+        if (!read(context, gil, along, stopped)) {
             // Memory that held frames is gone: start from the thread state alone.
             if (window_.piece_count() == 0 && cframe_ == 0) return WalkStatus::gone;
             forget_places();

@@ -70,9 +70,9 @@ class ThreadWalk {
   public:
     explicit ThreadWalk(base::Address thread_state) : thread_state_(thread_state) {}
 
-    /// `gil`: read along where it is given; the holder goes to `gil_holder`.
-    WalkStatus walk(const WalkContext& context, const std::optional<GilPlace>& gil, RawStack& out,
-                    bool stopped, std::optional<base::Address>& gil_holder);
+    /// `gil`: read along where it is given; the holder goes to `gil_holder`. `along` may be null.
+    WalkStatus walk(const WalkContext& context, const std::optional<GilPlace>& gil, ReadAlong* along,
+                    RawStack& out, bool stopped, std::optional<base::Address>& gil_holder);
 
     /// The interpreter that the thread state named at the last walk; 0 before.
     [[nodiscard]] std::uint64_t interpreter() const { return identity_ ? identity_->interpreter : 0; }
@@ -98,7 +98,7 @@ class ThreadWalk {
     enum class Looks : std::uint8_t { first, second };
 
     void plan(const WalkContext& context, std::uint64_t top, bool widely = false);
-    bool read(const WalkContext& context, const std::optional<GilPlace>& gil, bool stopped);
+    bool read(const WalkContext& context, const std::optional<GilPlace>& gil, ReadAlong* along, bool stopped);
     Chain follow(const WalkContext& context, std::uint64_t top, Looks looks, RawStack& out);
     [[nodiscard]] bool discover(const WalkContext& context, std::uint64_t top, bool to_known);
     [[nodiscard]] std::optional<std::uint64_t> innermost_at_second_look(const WalkContext& context) const;

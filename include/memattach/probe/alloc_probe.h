@@ -80,6 +80,10 @@ class AllocProbe final : public TracerClient {
         std::optional<Instruction> displaced;
         std::byte original{};
     };
+    struct Changing {
+        std::size_t index = 0;  ///< of the site
+        std::byte byte{};       ///< what is there now
+    };
     struct ThreadCalls {
         std::vector<Call> calls;  ///< innermost last
         LastHit last;
@@ -114,7 +118,7 @@ class AllocProbe final : public TracerClient {
     void on_return(pid_t tid, std::uint64_t address, const user_regs_struct& regs);
     void begin_call(pid_t tid, std::size_t index, const user_regs_struct& regs, Call call);
     void end_call(pid_t tid, Call& call, const user_regs_struct& regs);
-    void read_stack(const user_regs_struct& regs, Call& call);
+    void read_stack(const user_regs_struct& regs, Call& call, python::ReadAlong& along);
     void drop_stale(ThreadCalls& thread, std::uint64_t stack_pointer);
     void release(pid_t tid, std::uint64_t block, std::uint64_t size_bytes);
     void send(const TraceEvent& event, const std::vector<python::RawFrame>& frames);
@@ -147,6 +151,8 @@ class AllocProbe final : public TracerClient {
     std::unordered_map<std::uint64_t, ReturnPoint> return_points_;
     std::unordered_map<std::uint64_t, std::uint64_t> live_;  ///< kept blocks of malloc and object: size
     std::map<std::uint64_t, std::uint64_t> live_mappings_;
+    std::vector<Changing> changing_;
+    std::vector<process::Memory::Piece> pieces_;
     python::RawStack raw_;
     Hit hit_;
     bool hit_counts_ = false;

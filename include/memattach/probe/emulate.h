@@ -124,11 +124,11 @@ struct ProbePoint {
     std::byte original{};                  ///< the byte that the int3 replaces
 };
 
-/// The first instruction that can be emulated, with the six argument registers still as the caller set them.
-/// Where there is none before the first branch, the entry itself, to be single-stepped. With
-/// `skip_null_argument` (free, whose first act in glibc is `test rdi,rdi; je`) it may lie behind a branch
-/// that is taken only where the first argument is null. Nothing for bytes that hold no instruction to speak
-/// of (an int3 that somebody else planted, no bytes).
+/// The entry's first instruction, to be single-stepped where it can't be emulated; or behind the pushes that
+/// it begins with, where what follows is cheaper. The six argument registers still are as the caller set
+/// them. With `skip_null_argument` (free, whose first act in glibc is `test rdi,rdi; je`) it may lie behind a
+/// branch that is taken only where the first argument is null, and that one alone is kept. Nothing for bytes
+/// that hold no instruction to speak of (an int3 that somebody else planted, no bytes).
 std::optional<ProbePoint> choose_probe_point(std::span<const std::byte> entry,
                                              bool skip_null_argument = false);
 

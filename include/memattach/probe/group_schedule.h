@@ -54,7 +54,11 @@ class GroupSchedule {
 
     /// The window's sites are all armed: its time starts here.
     void armed(Moment now);
-    [[nodiscard]] Arrival arrive(Moment now);
+    /// `parallel`: so many threads can run at a time.
+    [[nodiscard]] Arrival arrive(Moment now, std::size_t parallel = 1);
+    /// Whether arrive() would say that it counts whatever the CPU clock says, to read which costs as much as
+    /// a tenth of a stop.
+    [[nodiscard]] bool surely_counts(std::uint64_t wall_ns) const;
     void close(Moment now);
 
     /// Whether there are shadows, and one could start now. Before step().
@@ -117,7 +121,8 @@ class GroupSchedule {
     void review_always(Moment now);
     void settle_always(Moment now);
     [[nodiscard]] double stops_in_window() const;
-    [[nodiscard]] bool is_over(double own_ns) const;
+    [[nodiscard]] bool has_enough() const;
+    [[nodiscard]] double longest_ns() const;
     [[nodiscard]] bool is_surprised() const;
     [[nodiscard]] double clocked_ns(double own_ns) const;
 
@@ -149,6 +154,7 @@ class GroupSchedule {
     double reviewed_own_ = 0, reviewed_spent_ = 0, reviewed_hits_ = 0, reviewed_bytes_ = 0;
 
     bool fresh_ = false;  ///< no hit has arrived since the window was armed
+    std::uint64_t surely_open_until_ns_ = 0;
     bool dense_ = false;  ///< the window is planned for hits so dense that the CPU clock can't tell its time
     // windows that are spent by a shadow
     bool copies_ = false, copy_ready_ = false;

@@ -50,13 +50,15 @@ std::optional<std::uint64_t> read_word(int memory_fd, std::uint64_t address, std
 bool write_word(int memory_fd, std::uint64_t address, std::uint64_t value, std::size_t size_bytes);
 
 /// Makes one change, noted in `table` first. Returns its entry, or nothing where the table is full, the
-/// target doesn't hold `original` there or can't be written to; the target is as it was then.
+/// target doesn't hold `original` there or can't be written to; the target is as it was then. `is_original`:
+/// that it holds that has just been read.
 std::optional<std::size_t> apply_patch(PatchTable& table, int memory_fd, std::uint64_t address,
-                                       std::uint64_t original, std::uint64_t patched, std::size_t size_bytes);
+                                       std::uint64_t original, std::uint64_t patched, std::size_t size_bytes,
+                                       bool is_original = false);
 
 /// Undoes one change. Where the target holds something else by now (unmapped, replaced by the program
-/// itself), it is left alone.
-void undo_patch(PatchTable& table, int memory_fd, std::size_t entry);
+/// itself), it is left alone; `is_there`: a thread has just been stopped by it.
+void undo_patch(PatchTable& table, int memory_fd, std::size_t entry, bool is_there = false);
 
 /// Whether a thread with these registers has executed an int3 of the table and nothing since: it stands
 /// behind the first byte of an instruction that hasn't been carried out.

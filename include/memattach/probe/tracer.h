@@ -21,6 +21,7 @@
 #include <sys/user.h>
 #include <time.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -105,10 +106,12 @@ class Tracer {
     void detach();
 
     /// False where the byte can't be changed. Planting where there is a breakpoint already only adds a use.
+    /// `is_original`: that the byte is the original one has just been read.
     bool plant(std::uint64_t address, const std::optional<Instruction>& displaced, std::byte original,
-               std::uint64_t tag);
-    /// Takes back one plant(); the byte is restored with the last.
-    void remove(std::uint64_t address);
+               std::uint64_t tag, bool is_original = false);
+    /// Takes back one plant(); the byte is restored with the last. `is_there`: that the int3 is there has
+    /// just been read.
+    void remove(std::uint64_t address, bool is_there = false);
     [[nodiscard]] bool planted(std::uint64_t address) const;
     /// Changes an aligned 8-byte pointer in the target's data, where it still is `original`.
     bool redirect(std::uint64_t slot, std::uint64_t original, std::uint64_t alias);
@@ -122,6 +125,8 @@ class Tracer {
     void keep_beside(const std::atomic<std::int32_t>& tid) { companion_ = &tid; }
     [[nodiscard]] int memory_fd() const { return memory_.get(); }
     [[nodiscard]] pid_t pid() const { return pid_; }
+    /// So many threads of the target can run at a time.
+    [[nodiscard]] std::size_t parallel() const { return std::min(threads_.size(), cpus_); }
     /// The processor time that all threads of the target have used, in the kernel's precise accounting.
     [[nodiscard]] std::uint64_t own_time_ns() const;
     [[nodiscard]] const StopStats& stats() const { return stats_; }
@@ -165,10 +170,13 @@ class Tracer {
     void seize_all();
     void handle(pid_t tid, int status);
     void handle_signal_stop(pid_t tid, Thread& thread, int signal);
-    void handle_breakpoint(pid_t tid, Thread& thread, user_regs_struct& regs);
+    static bool was_trap(pid_t tid);
+    void handle_breakpoint(pid_t tid, Thread& thread, Breakpoint& breakpoint, user_regs_struct& regs);
     static pid_t wait_for(pid_t tid, int& status);
     std::optional<std::uint64_t> thread_time_ns(pid_t tid);
-    bool take_null_trap(pid_t tid, const user_regs_struct& at_breakpoint);
+    bool take_null_trap(pid_t tid, const user_regs_struct& at_breakpoint, const user_regs_struct& behind);
+    [[nodiscard]] bool is_sure(const Breakpoint& breakpoint, const user_regs_struct& regs) const;
+    [[nodiscard]] static bool leads_on_alone(const Breakpoint& breakpoint);
     void account_stop(std::uint64_t go_ns);
     bool step(pid_t tid, Thread& thread, Breakpoint& breakpoint, std::uint64_t address);
     void handle_unknown(pid_t tid, int status);
@@ -185,7 +193,8 @@ class Tracer {
     void plan_wake(std::uint64_t now_ns);
     void account_wake(bool was_stop);
     void stay_beside(pid_t tid, Thread& thread);
-    void judge_occupants();
+    void judge_holding();
+    void hold_thread(std::uint64_t now_ns);
     void follow_thread();
     [[nodiscard]] static std::optional<int> noted_cpu(pid_t tid, Thread& thread);
     [[nodiscard]] bool trap_pending(pid_t tid, const user_regs_struct& regs) const;
@@ -209,6 +218,7 @@ class Tracer {
     base::UniqueFd thread_time_;  ///< the schedstat of the thread that was asked for its time last
     pid_t thread_time_of_ = 0;
     std::uint64_t stop_start_ns_ = 0;
+    std::uint64_t served_address_ = 0;  ///< of the breakpoint whose hit the client is looking at
     bool hit_served_ = false;
     bool null_trap_over_ = false;
     std::uint64_t due_ns_ = 0;    ///< what the timer is set to
@@ -218,10 +228,12 @@ class Tracer {
     std::uint64_t tail_start_ns_ = 0;       ///< when the stop that was served last had been let go
     std::uint64_t cpu_checked_ns_ = 0, moved_ns_ = 0;
     int companion_cpu_ = -1;
+    std::size_t cpus_;                ///< of the machine
     int cpu_ = -1, thread_cpu_ = -1;  ///< of this process; of the thread that stopped last
     CpuOccupants occupants_;
-    bool occupies_ = true;
-    int stayed_ = 0;  ///< stops in a row, of those that were asked, whose thread was on this processor
+    bool holds_ = true;   ///< threads are kept on their processor when they are let go
+    int judged_ = 0;      ///< stops since that was decided, of those whose processor was asked for
+    int held_stops_ = 4;  ///< so many until they are let go without for a trial
     const std::atomic<std::int32_t>* companion_ = nullptr;
     timer_t timer_{};
     bool timer_made_ = false;

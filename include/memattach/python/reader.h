@@ -77,6 +77,12 @@ enum class WalkStatus : std::uint8_t {
     gone,       ///< the thread state can't be read or isn't this thread's any more
 };
 
+/// A piece of memory that is read along with a stack, in the same system call.
+struct ReadAlong {
+    process::Memory::Piece piece;
+    bool arrived = false;
+};
+
 /// A thread that has entered several interpreters has a state in each. Such states are listed innermost
 /// first: by where the C stack says so (3.11, 3.12), else the newer interpreter first.
 struct ThreadState {
@@ -105,14 +111,16 @@ class StackReader {
     /// changed) where the frames lie where they lay at the last call for this thread, a few more elsewhere; a
     /// try that saw the stack change is repeated up to three times, for the same innermost frame as the first
     /// one, so that whether a stack is seen doesn't depend on how long it lasts. Where the caller holds the
-    /// thread stopped, pass `stopped` = true: nothing is read twice.
-    WalkStatus walk(base::Address thread_state, RawStack& out, bool stopped = false);
+    /// thread stopped, pass `stopped` = true: nothing is read twice. `along` takes the place of the GIL's
+    /// holder.
+    WalkStatus walk(base::Address thread_state, RawStack& out, bool stopped = false,
+                    ReadAlong* along = nullptr);
 
     /// The stack of a thread that has several states, innermost first: their frames, one below the other, as
     /// they lie on its C stack. `innermost` becomes the first one that runs code. What gil_holder() tells is
     /// that one's.
     WalkStatus walk(std::span<const base::Address> states, RawStack& out, base::Address& innermost,
-                    bool stopped = false);
+                    bool stopped = false, ReadAlong* along = nullptr);
 
     /// The thread state that holds the GIL of the interpreter of `thread_state`, as read by the last walk()
     /// of it (in the same system call); nothing where this build has no GIL or it is free.

@@ -314,6 +314,36 @@ TEST_CASE("the probe point of real entry sequences") {
         CHECK(point->displaced->op == probe::Op::push);
         CHECK(probe::choose_probe_point(bytes, false)->offset == 0);
     }
+    SUBCASE("malloc: behind its pushes, before the frame is complete") {
+        // push r12; push rbp; push rbx; mov rbx,rdi; sub rsp,16; cmp byte [rip+…],0
+        const auto point = probe::choose_probe_point(bytes_of(
+            {0x41, 0x54, 0x55, 0x53, 0x48, 0x89, 0xFB, 0x48, 0x83, 0xEC, 0x10, 0x80, 0x3D, 0, 0, 0, 0, 0}));
+        REQUIRE(point);
+        CHECK(point->offset == 4);
+        CHECK(point->return_slot_bytes == 24);
+        CHECK(point->displaced->op == probe::Op::mov);
+        CHECK(point->original == std::byte{0x48});
+    }
+    SUBCASE("free: behind the null check and a push") {
+        // test rdi,rdi; je +0xbf; push rbp; lea rsi,[rdi-16]; push rbx
+        const auto bytes =
+            bytes_of({0x48, 0x85, 0xFF, 0x0F, 0x84, 0xBF, 0, 0, 0, 0x55, 0x48, 0x8D, 0x77, 0xF0, 0x53});
+        const auto point = probe::choose_probe_point(bytes, true);
+        REQUIRE(point);
+        CHECK(point->offset == 10);
+        CHECK(point->return_slot_bytes == 8);
+        CHECK(point->displaced->op == probe::Op::lea);
+    }
+    SUBCASE("what comes behind the pushes may be jumped to: the entry") {
+        // push rbx; mov rbx,rdi; call …: the frame is complete at the mov
+        CHECK(probe::choose_probe_point(bytes_of({0x53, 0x48, 0x89, 0xFB, 0xE8, 0, 0, 0, 0}))->offset == 0);
+        // push rbx; mov eax,[rdi]; push rbp: reads memory
+        CHECK(probe::choose_probe_point(bytes_of({0x53, 0x8B, 0x07, 0x55}))->offset == 0);
+        // push rbx; mov rdi,rsi; push rbp: an argument is gone
+        CHECK(probe::choose_probe_point(bytes_of({0x53, 0x48, 0x89, 0xF7, 0x55}))->offset == 0);
+        // push rbx; pop rbx; push rbp
+        CHECK(probe::choose_probe_point(bytes_of({0x53, 0x48, 0x89, 0xFB, 0x5B, 0x55}))->offset == 0);
+    }
     SUBCASE("free with a frame made first") {  // sub rsp,8; test rdi,rdi; je +8; mov rax,[rip+…]
         const auto point = probe::choose_probe_point(
             bytes_of({0x48, 0x83, 0xEC, 8, 0x48, 0x85, 0xFF, 0x74, 8, 0x48, 0x8B, 5, 0, 0, 0, 0}), true);

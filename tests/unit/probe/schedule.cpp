@@ -134,7 +134,9 @@ Result run(const std::function<Step()>& program, double own_s, probe::SchedulePo
         cold = costs.cold_ns;
         bool counts = true;
         if (group.is_windowed()) {
+            const bool sure = group.surely_counts(now().wall_ns);
             const probe::Arrival arrival = group.arrive(now());
+            if (sure) REQUIRE(arrival == probe::Arrival::counts);
             counts = arrival == probe::Arrival::counts;
             if (arrival == probe::Arrival::closing) group.close(now());
         }

@@ -120,7 +120,9 @@ int run_traced(Shared& shared, Function function, const std::function<int()>& ta
             std::array<std::byte, 32> bytes;
             std::memcpy(bytes.data(), reinterpret_cast<const void*>(function), bytes.size());
             const auto point = probe::choose_probe_point(bytes);
-            if (!point || !tracer.plant(address_of(function), point->displaced, point->original, 1)) _exit(3);
+            if (!point ||
+                !tracer.plant(address_of(function) + point->offset, point->displaced, point->original, 1))
+                _exit(3);
             shared.attached = true;
             if (write(go[1], "g", 1) != 1) _exit(4);
             tracer.run();
