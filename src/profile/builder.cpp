@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 #include "memattach/profile/advice.h"
@@ -167,6 +168,9 @@ Profile Builder::finish(const Target& target, const Session& session, const Tota
     constexpr double kWorthSaying = 0.05;
     if (memory.uncharged_live > 1e6 &&
         memory.uncharged_live > kWorthSaying * profile.totals.live_bytes.value_or(0)) {
+        // How much lives is known no better than that, and at the peak it was some of it.
+        for (auto* half_width : {&profile.totals.live_ci95, &profile.totals.peak_ci95})
+            *half_width = std::hypot(half_width->value_or(0), memory.uncharged_live);
         profile.session.notes.push_back(fmt::format(
             "{:.1f} MB more live than the lines have: blocks of sizes of which no sample is among the living",
             memory.uncharged_live / 1e6));

@@ -104,6 +104,7 @@ void Ledger::CountedParts::add(const Block& block, std::uint32_t size_class, dou
     part.live.add(block.weight, block.kept, block.kind, block.window);
     part.growth.add(block.weight * slope, block.kept, block.kind, block.window);
     if (block.unseen) part.unconfirmed += block.weight;
+    part.lives = true;
 }
 
 /// At any moment there are as many brief ones as there were on average.
@@ -124,6 +125,7 @@ double Ledger::CountedParts::settle(const std::function<void(std::uint32_t accou
     add_brief();
     struct Whole {
         SampleSum blocks, live, growth;
+        bool lives = false;
     };
     std::map<std::pair<std::int32_t, std::uint32_t>, Whole> wholes;
     constexpr std::uint32_t kClasses = trace::LiveBlocks::kClasses;
@@ -133,6 +135,7 @@ double Ledger::CountedParts::settle(const std::function<void(std::uint32_t accou
         whole.blocks += part.blocks;
         whole.live += part.live;
         whole.growth += part.growth;
+        whole.lives = whole.lives || part.lives;
     }
     double uncharged = 0;
     for (const auto& [pid, count] : ledger_.counted_)
@@ -149,8 +152,14 @@ double Ledger::CountedParts::settle(const std::function<void(std::uint32_t accou
         const double groups = std::max(whole.blocks.effective_groups(), 1.0);
         const Estimate by_samples = {
             sampled, std::max(whole.blocks.uncertainty(ledger_.times_).variance, sampled * sampled / groups)};
-        const Estimate best = combine({counted.blocks[key.second], counted.variance[key.second]}, by_samples);
         Known& entry = known[key];
+        const double more = counted.blocks[key.second] - sampled;
+        const bool strangers =
+            !whole.lives && more > kZ95 * std::sqrt(counted.variance[key.second] + by_samples.variance);
+        if (strangers) uncharged += counted.bytes[key.second] * more / counted.blocks[key.second];
+        const Estimate best =
+            strangers ? by_samples
+                      : combine({counted.blocks[key.second], counted.variance[key.second]}, by_samples);
         if (!(sampled > 0)) continue;
         entry.growth_factor = entry.factor = best.value / sampled;
         // Few samples know little of when the others were allocated; the counts do.

@@ -24,13 +24,14 @@ class Ledger::CountedParts {
         SampleSum blocks, live, growth;
         double unconfirmed = 0;
         double sampled = 0;  ///< live bytes by the samples alone
+        bool lives = false;  ///< one of its blocks does; else it has brief ones only
     };
 
     CountedParts(const Ledger& ledger, double now_ns) : ledger_(ledger), now_ns_(now_ns) {}
     /// A block that lives. `slope`: growth in bytes per minute for each of its bytes.
     void add(const Block& block, std::uint32_t size_class, double slope);
-    /// Hands on every account's parts as they are when all is counted. Returns the bytes of sizes that nobody
-    /// has a part of.
+    /// Hands on every account's parts as they are when all is counted. Returns the bytes of sizes of which
+    /// nobody has a living block: brief ones don't say whose those are that stay.
     double settle(const std::function<void(std::uint32_t account, Part& part)>& take);
 
   private:
