@@ -165,6 +165,7 @@ Profile Builder::finish(const Target& target, const Session& session, const Tota
                         "call paths",
                         cut, StackTable::kMaxNodes));
     }
+    if (memory.uncharged_live > 0) profile.totals.live_uncharged_bytes = memory.uncharged_live;
     constexpr double kWorthSaying = 0.05;
     if (memory.uncharged_live > 1e6 &&
         memory.uncharged_live > kWorthSaying * profile.totals.live_bytes.value_or(0)) {

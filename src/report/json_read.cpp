@@ -130,6 +130,7 @@ void read_totals(const Json& root, profile::Totals& totals) {
     read(from, "freed_ci95", at, totals.freed_ci95);
     read(from, "live_bytes", at, totals.live_bytes);
     read(from, "live_ci95", at, totals.live_ci95);
+    read(from, "live_uncharged_bytes", at, totals.live_uncharged_bytes);
     read(from, "peak_bytes", at, totals.peak_bytes);
     read(from, "peak_ci95", at, totals.peak_ci95);
     read(from, "rss_start_bytes", at, totals.rss_start_bytes);

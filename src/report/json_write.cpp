@@ -59,6 +59,7 @@ void write_totals(JsonWriter& w, const profile::Totals& totals) {
     w.member("alloc_count", totals.alloc_count).member("alloc_count_ci95", totals.alloc_count_ci95);
     w.member("freed_bytes", totals.freed_bytes).member("freed_ci95", totals.freed_ci95);
     w.member("live_bytes", totals.live_bytes).member("live_ci95", totals.live_ci95);
+    w.member("live_uncharged_bytes", totals.live_uncharged_bytes);
     w.member("peak_bytes", totals.peak_bytes).member("peak_ci95", totals.peak_ci95);
     w.member("rss_start_bytes", totals.rss_start_bytes).member("rss_end_bytes", totals.rss_end_bytes);
     w.member("rss_peak_bytes", totals.rss_peak_bytes);

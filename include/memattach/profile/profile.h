@@ -153,6 +153,9 @@ struct TimelinePoint {
 struct Totals {
     std::optional<double> alloc_bytes, alloc_ci95, alloc_count, alloc_count_ci95, freed_bytes, freed_ci95;
     std::optional<double> live_bytes, live_ci95, peak_bytes, peak_ci95;
+    /// Live by the allocators' own count, on top of live_bytes: blocks of sizes of which no sample tells
+    /// whose they are.
+    std::optional<double> live_uncharged_bytes;
     std::optional<double> rss_start_bytes, rss_end_bytes, rss_peak_bytes;
     std::optional<double> before_attach_bytes;  ///< resident at attach: never smeared over lines
     std::optional<std::uint64_t> unknown_frees;
