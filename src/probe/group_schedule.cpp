@@ -47,14 +47,25 @@ constexpr int kMostFailedCopies = 16;
 constexpr std::uint64_t kCopyPatienceNs = 20'000'000;
 /// For how long a thread is held for a shadow, before that is known.
 constexpr double kFirstCopyCostNs = 1e6;
-/// By how much the cost of a stop may be off, systematically.
-constexpr double kCostOffNs = 400;
+/// By how much the cost of a stop may be off, systematically: so much, where it takes 4 µs of the thread's
+/// CPU time. Where it takes 12, on virtual machines whose page tables the hypervisor keeps, a real one was
+/// seen to take up to 8 more than a null trap: translations are gone, too.
+constexpr double kCostOffNs = 400, kPlainStopNs = 4'000;
 /// Where most shadows can't go even the shortest way (a program that touches other pages all the time, or
 /// calls the kernel), windows go by the clock all the same, as long as that is less than this share of the
 /// time between two hits; after so many of them shadows are tried again, and judged after a few.
 constexpr double kClockOff = 0.35;
 constexpr double kLeastComplete = 0.5;
 constexpr std::uint64_t kClockWindows = 256, kCopiesToJudge = 12;
+/// The same, however dense, where less than this share of the shadows got as far as so many hits: on machines
+/// where a page fault takes tens of microseconds the time that a thread may be held is over after a few
+/// pages. Which allocations there are is seen as well in the target then. How much time they take isn't: that
+/// is known from the shadows that did get somewhere, or not at all.
+constexpr double kLeastWorth = 0.4, kWorthHits = 16;
+/// So many hits of shadows tell how far apart hits are, to this.
+constexpr double kCopiedHits = 300, kCopiedGapOff = 0.4;
+/// Hits of CPython's small objects are 60 to 250 ns apart in programs that do little else.
+constexpr double kTypicalGapNs = 120;
 /// There hits are that far apart at least, and every stop makes the program slower by the caches that it
 /// leaves cold: so much, give or take.
 constexpr double kClockGapNs = 300, kColdCachesNs = 500, kColdCachesOffNs = 1'000;
@@ -189,7 +200,7 @@ double GroupSchedule::longest_ns() const {
 
 bool GroupSchedule::is_surprised() const {
     const double known = seen_hits_ < kDenseHits ? kDenseHits : kSurprise;
-    return window_hits_ > std::clamp(window_ns_ / kCostOffNs, kDenseHits, known);
+    return window_hits_ > std::clamp(window_ns_ / cost_off_ns(), kDenseHits, known);
 }
 
 Arrival GroupSchedule::arrive(Moment now, std::size_t parallel) {
@@ -235,6 +246,7 @@ void GroupSchedule::copied(const ShadowResult& result) {
     if (!std::exchange(copy_pending_, false)) return;
     copy_work_.add(result.work_ns, kRateMemory);
     complete_.add(result.complete ? 1 : 0, kCopiesToJudge);
+    worth_.add(result.complete || result.hits >= kWorthHits ? 1 : 0, kCopiesToJudge);
     copy_ns_ = result.complete ? std::min(copy_ns_ * kCopyGrows, kCopyNs)
                                : std::max(copy_ns_ * kCopyShrinks, kShortestCopyNs);
     if (!result.ran) {
@@ -245,21 +257,46 @@ void GroupSchedule::copied(const ShadowResult& result) {
     carried_ns_ = 0;
     failed_copies_ = 0;
     ++copied_windows_;
+    copied_own_.add(result.own_ns, kPooled);
+    copied_hits_.add(result.hits, kPooled);
     learn_density(result.hits, result.bytes, result.own_ns);
+}
+
+bool GroupSchedule::is_clocked(const Closed& window) {
+    return window.hits == 0 || window.clocked_ns > kTrusted * window.off_ns;
 }
 
 /// Where hits are dense one window's own time is less than what its stops may be misjudged by from one to the
 /// next. Over many windows that evens out.
 GroupSchedule::Length GroupSchedule::length_of(const Closed& window) const {
-    if (window.hits == 0 || window.clocked_ns > kTrusted * window.off_ns) {
+    if (is_clocked(window)) {
         if (!(window.clocked_ns > 0)) return {window.clocked_ns, 0};
         const double colder = std::min(kColdTlbNs * window.hits / window.clocked_ns, kMostColder);
         const double spread = std::hypot(window.off_ns / window.clocked_ns, colder);
         return {window.clocked_ns, std::min(spread, kUnknownSpread)};
     }
-    const double gap = pooled_own_.value / std::max(pooled_hits_.value, 1.0);
-    const double length = window.hits * std::max(gap, clock_windows_ > 0 ? kClockGapNs : kShortestGapNs);
-    return {length, std::min(window.off_ns / length, kUnknownSpread)};
+    const auto [gap, spread] = dense_gap(window.off_ns / window.hits);
+    return {window.hits * gap, spread};
+}
+
+/// ns from one hit to the next, and how far off that may be, relative.
+GroupSchedule::Gap GroupSchedule::dense_gap(double off_ns) const {
+    if (copied_hits_.value * copied_hits_.count > kCopiedHits)
+        return {std::max(copied_own_.value / copied_hits_.value, kShortestGapNs), kCopiedGapOff};
+    const double clocked = pooled_own_.value / std::max(pooled_hits_.value, 1.0);
+    const double least = clock_windows_ > 0 && !shadows_fail_ ? kClockGapNs : kShortestGapNs;
+    if (clocked > (shadows_fail_ ? kTrusted : 1) * off_ns) {
+        const double gap = std::max(clocked, least);
+        return {gap, std::min(off_ns / gap, kUnknownSpread)};
+    }
+    // Somewhere between what is usual and what stops may be off by.
+    const double gap = std::sqrt(kTypicalGapNs * std::max(clocked, kTypicalGapNs));
+    return {std::max(gap, least), kUnknownSpread};
+}
+
+/// Of one stop.
+double GroupSchedule::cost_off_ns() const {
+    return std::max(kCostOffNs, clock_.stop_cpu_ns() - kPlainStopNs);
 }
 
 void GroupSchedule::close(Moment now) {
@@ -277,10 +314,6 @@ void GroupSchedule::end_by_clock(Moment now, double clocked, bool cut) {
     if (dense_) ++dense_windows_;
     dense_ = false;
     if (clock_windows_ > 0) clocked -= kColdCachesNs * stops_in_window();
-    if (window_hits_ > 0) {
-        pooled_own_.add(clocked, kPooled);
-        pooled_hits_.add(window_hits_, kPooled);
-    }
     Closed window;
     window.id = window_id_;
     window.start_wall_ns = opened_wall_ns_;
@@ -289,7 +322,11 @@ void GroupSchedule::end_by_clock(Moment now, double clocked, bool cut) {
     window.hits = window_hits_;
     window.bytes = window_bytes_;
     window.clocked_ns = clocked;
-    window.off_ns = (clock_windows_ > 0 ? kColdCachesOffNs : kCostOffNs) * stops_in_window();
+    window.off_ns = std::max(clock_windows_ > 0 ? kColdCachesOffNs : 0, cost_off_ns()) * stops_in_window();
+    if (window_hits_ > 0 && !is_clocked(window)) {
+        pooled_own_.add(clocked, kPooled);
+        pooled_hits_.add(window_hits_, kPooled);
+    }
     const Length length = length_of(window);
     span_ns_ = std::max(span_ns_, window.start + length.own_ns);
     window.span_ns = span_ns_ + std::exchange(carried_ns_, 0);
@@ -333,14 +370,21 @@ void GroupSchedule::learn_density(double hits, double bytes, double own_ns) {
 }
 
 bool GroupSchedule::prefers_clock() {
-    if (std::max(hits_.value, long_density()) * kCostOffNs > kClockOff) return false;
     if (clock_windows_ == 0) {
-        if (complete_.count < kCopiesToJudge || complete_.value > kLeastComplete) return false;
-        complete_ = {};
+        shadows_fail_ = worth_.count >= kCopiesToJudge && worth_.value < kLeastWorth && !is_clockable();
+        const bool cut = complete_.count >= kCopiesToJudge && complete_.value <= kLeastComplete;
+        if (!shadows_fail_ && !(cut && is_clockable())) return false;
+        complete_ = worth_ = {};
         clock_windows_ = kClockWindows;
     }
+    if (!shadows_fail_ && !is_clockable()) return false;
     --clock_windows_;
     return clock_windows_ > 0;
+}
+
+/// Whether hits are so far apart that the CPU clock tells how far.
+bool GroupSchedule::is_clockable() const {
+    return std::max(hits_.value, long_density()) * cost_off_ns() <= kClockOff;
 }
 
 double GroupSchedule::long_density() const {

@@ -27,13 +27,16 @@ constexpr int kWarmRuns = 2;
 /// What a stub adds to a hit, among other instructions that don't wait for it.
 constexpr double kStubNs = 1.2;
 constexpr double kShortestNs = 15'000;
+/// A run is at least so many times as long as a cold start takes.
+constexpr double kLeastStarts = 2;
 /// What starting and stopping costs isn't known to better than this.
 constexpr double kUnsureNs = 1'000;
 /// So often the shadow is made anew, to forget the pages that aren't touched any more.
 constexpr int kRunsPerSpace = 64;
 constexpr int kMostFailures = 3;
-/// What passes between a run's start, and its end, and the thread's.
-constexpr double kMostStartingNs = 60'000;
+/// What passes between a run's start, and its end, and the thread's. On a virtual machine whose page tables
+/// are kept by its hypervisor's software the first instruction may come 100 µs later.
+constexpr double kMostStartingNs = 300'000;
 constexpr int kTrustedRuns = 12;
 /// Pages that a run may still miss without being spoilt by it.
 constexpr std::size_t kFewPages = 2;
@@ -53,11 +56,12 @@ class ColdStart {
         half_own_ = kKeeps * half_own_ + half_own_ns;
         half_hits_ = kKeeps * half_hits_ + half_hits;
     }
-    [[nodiscard]] double ns() const {
+    /// `switch_ns`: what letting the shadow go and stopping it takes here.
+    [[nodiscard]] double ns(double switch_ns) const {
         constexpr double kUnknownNs = 8'000, kMostNs = 15'000, kLeastHits = 2'000;
-        if (runs_ < 8 || hits_ - half_hits_ < kLeastHits) return kUnknownNs;
+        if (runs_ < 8 || hits_ - half_hits_ < kLeastHits) return std::max(kUnknownNs, switch_ns);
         return std::clamp((half_own_ * hits_ - own_ * half_hits_) / (runs_ * (hits_ - half_hits_)), 0.0,
-                          kMostNs);
+                          std::max(kMostNs, 2 * switch_ns));
     }
 
   private:
@@ -162,7 +166,9 @@ class Keeper {
         counters_.watched.fill(ShadowCounters::kNobody);
         counters_.countdown = {ShadowCounters::kNever, ShadowCounters::kNever};
         counters_.big_bytes = ShadowCounters::kNever;
-        const double rest_ns = std::clamp(window.own_ns, 0.0, 10e6);
+        // Where a start costs as much as a window is long, own time would be what is left of two large
+        // figures.
+        const double rest_ns = std::clamp(std::max(window.own_ns, kLeastStarts * cold_ns()), 0.0, 10e6);
         choose_cpu();
         space_->begin_state();
         pages_.begin_state();
@@ -182,8 +188,14 @@ class Keeper {
             return;
         }
         double own_ns = own_of(run);
+        if (run.end == ShadowSpace::End::limit && has_not_moved()) {
+            // The timer was faster than the shadow.
+            starting_ns_.value = std::min(1.5 * starting_ns_.value + kShortestNs, kMostStartingNs);
+            return;
+        }
         if (run.end == ShadowSpace::End::limit && pages_.missed_data() + pages_.missed_constants() == missed)
-            starting_ns_.add(std::clamp(rest_ns + starting_ns_.value - own_ns, 0.0, kMostStartingNs), 16);
+            starting_ns_.add(
+                std::clamp(rest_ns + starting_ns_.value - (own_ns - cold_ns()), 0.0, kMostStartingNs), 16);
         const double hits = sampler_.hits(group);
         const double all_hits = sampler_.hits(0) + sampler_.hits(1);
         const double allocations = sampler_.hits(group, true);
@@ -192,7 +204,7 @@ class Keeper {
             const ShadowSpace::Run half = go(rest_ns / 2);
             cold_.add(own_ns, all_hits, own_of(half), sampler_.hits(0) + sampler_.hits(1));
         }
-        own_ns -= std::min(cold_.ns(), std::max(own_ns, 0.0));
+        own_ns -= std::min(cold_ns(), std::max(own_ns, 0.0));
         const bool misses_page = run.end == ShadowSpace::End::missing_page;
         complete = !misses_page && pages_.missed_data() == missed_before ? complete + 1 : 0;
         // Forged counters can't say more than a processor can do.
@@ -205,10 +217,23 @@ class Keeper {
         // that. A few microseconds, or what is left of them without the start, must not stand for a span,
         // though.
         const bool is_cut = run.end != ShadowSpace::End::limit;
+        if (is_cut && is_start_dear() && own_ns < 2 * empty_ns()) return;
         const double told_ns = std::max(own_ns, is_cut ? std::min(rest_ns, kShortestNs) : 0);
         if (plausible && undisturbed)
             sample(window, run.end == ShadowSpace::End::limit || own_ns >= rest_ns, told_ns, hits,
                    allocations);
+    }
+
+    [[nodiscard]] double empty_ns() const { return static_cast<double>(space_->empty_run_ns()); }
+    [[nodiscard]] double cold_ns() const { return cold_.ns(empty_ns()); }
+    /// What is left of a short run's time is mostly its start.
+    [[nodiscard]] bool is_start_dear() const { return empty_ns() > kShortestNs; }
+
+    /// It executed nothing of the state that it was given.
+    [[nodiscard]] bool has_not_moved() {
+        const auto now = space_->registers();
+        return now && now->rip == shared_.registers.rip && now->rsp == shared_.registers.rsp &&
+               sampler_.hits(0) + sampler_.hits(1) == 0;
     }
 
     /// Next to the shadow, each waking the other, and not where the tracing process waits.

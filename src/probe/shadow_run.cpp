@@ -20,7 +20,8 @@
 namespace memattach::probe {
 namespace {
 
-/// What a fault takes of the thread's own CPU time.
+/// What a fault takes of the thread's own CPU time at least; as much as being let go and stopped does, where
+/// that is dear: both are a few switches.
 constexpr std::uint64_t kFaultNs = 9'000;
 /// What a system call that isn't carried out would have taken.
 constexpr std::uint64_t kCallNs = 500;
@@ -77,7 +78,7 @@ ShadowSpace::Run ShadowSpace::run(std::uint64_t limit_ns,
     const auto left = [&]() -> std::uint64_t {
         const std::uint64_t now_ns = base::monotonic_ns();
         if (filled == 0 || now_ns - start_ns > kLongestRunNs + limit_ns) return 0;
-        const std::uint64_t least_ns = empty_ns_ + filled * kFaultNs;
+        const std::uint64_t least_ns = empty_ns_ + filled * std::max(kFaultNs, empty_ns_);
         const std::uint64_t used_ns = thread_cpu_ns() - before_ns;
         const std::uint64_t own_ns = used_ns - std::min(used_ns, least_ns);
         return own_ns + kNearNs >= limit_ns ? 0 : now_ns + limit_ns - own_ns + kResumeNs;

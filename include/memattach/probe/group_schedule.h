@@ -111,11 +111,20 @@ class GroupSchedule {
         double own_ns = 0;
         double spread = 0;
     };
+    /// Whether the clock tells how long it was.
+    [[nodiscard]] static bool is_clocked(const Closed& window);
     [[nodiscard]] Length length_of(const Closed& window) const;
+    struct Gap {
+        double ns = 0;
+        double spread = 0;
+    };
+    [[nodiscard]] Gap dense_gap(double off_ns) const;
+    [[nodiscard]] double cost_off_ns() const;
     void record(const Closed& window, Length length);
     void learn_density(double hits, double bytes, double own_ns);
     [[nodiscard]] double long_density() const;
     [[nodiscard]] bool prefers_clock();
+    [[nodiscard]] bool is_clockable() const;
     [[nodiscard]] double window_cpu_ns(Moment now) const;
     void begin_window(Moment now);
     void review_always(Moment now);
@@ -158,11 +167,14 @@ class GroupSchedule {
     bool dense_ = false;  ///< the window is planned for hits so dense that the CPU clock can't tell its time
     // windows that are spent by a shadow
     bool copies_ = false, copy_ready_ = false;
-    bool copy_ = false;                ///< the present window is one
-    bool copy_pending_ = false;        ///< its result is awaited
-    int failed_copies_ = 0;            ///< in a row
-    double copy_ns_ = 0;               ///< how long the next one is to be
-    RunningMean complete_;             ///< how many of them went as far as they were to
+    bool copy_ = false;          ///< the present window is one
+    bool copy_pending_ = false;  ///< its result is awaited
+    int failed_copies_ = 0;      ///< in a row
+    double copy_ns_ = 0;         ///< how long the next one is to be
+    RunningMean complete_;       ///< how many of them went as far as they were to
+    RunningMean worth_;          ///< how many of them saw some hits
+    bool shadows_fail_ = false;  ///< the present windows by the clock are because of that
+    RunningMean copied_own_, copied_hits_;
     std::uint64_t clock_windows_ = 0;  ///< so many more go by the clock before that is asked again
     double copy_span_ns_ = 0;          ///< what it stands for
     RunningMean copy_work_;            ///< what it takes of another processor, ns

@@ -37,6 +37,7 @@ struct Result {
     std::map<int, double> truth, estimate;
     Schedule::Figures figures;
     std::uint64_t samples = 0;
+    double spread = 0;  ///< the largest that a window told of its own time
     [[nodiscard]] double ratio(int line) const { return estimate.at(line) / truth.at(line); }
 };
 
@@ -77,6 +78,7 @@ Result run(const std::function<Step()>& program, double own_s, probe::SchedulePo
     const auto settle = [&] {
         for (const trace::Window& w : schedule.take_closed()) {
             const double scale = static_cast<double>(w.span_own_ns) / static_cast<double>(w.own_ns);
+            result.spread = std::max(result.spread, w.own_spread);
             for (const Pending& p : pending) {
                 if (p.kind == w.kind) result.estimate[p.line] += p.weight * scale;
             }
@@ -269,6 +271,23 @@ TEST_CASE("shadows that can't go far are left to hits that the clock can't tell 
     const Result dense = run(steady(200, trace::AllocKind::malloc), 4, {}, costs);
     CHECK(dense.figures.malloc.copied_windows > dense.figures.malloc.windows / 2);
     CHECK(dense.ratio(1) == doctest::Approx(1).epsilon(0.1));
+}
+
+TEST_CASE("where faults and stops are dear, bytes are unsure, and windows say so") {
+    Costs costs;
+    costs.reach_ns = 1e3;
+    costs.cpu_ns = 12'000;
+    costs.cpu_spread_ns = 4'000;
+    costs.cold_ns = 6'000;
+    for (const double gap : {150.0, 600.0}) {
+        CAPTURE(gap);
+        const Result r = run(steady(gap), 10, {}, costs);
+        CHECK(r.figures.overhead < 0.08);
+        CHECK(r.figures.object.windows > r.figures.object.copied_windows);
+        CHECK(r.spread > 1);
+        CHECK(std::abs(r.ratio(1) - 1) < 2 * r.spread * r.ratio(1));
+        CHECK(r.ratio(2) / r.ratio(1) == doctest::Approx(1).epsilon(0.3));
+    }
 }
 
 TEST_CASE("a line that allocates in bursts is not counted for less than one that doesn't") {
