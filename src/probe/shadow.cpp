@@ -50,7 +50,9 @@ void Shadow::submit(const ShadowWindow& window, pid_t tid, const user_regs_struc
 }
 
 std::optional<ShadowResult> Shadow::take() {
-    if (shared_.state.load(std::memory_order_acquire) != ShadowShared::done) return std::nullopt;
+    const std::uint32_t state = shared_.state.load(std::memory_order_acquire);
+    if (state == ShadowShared::unavailable) return ShadowResult{};  // nothing more will come
+    if (state != ShadowShared::done) return std::nullopt;
     const ShadowResult result = shared_.result;
     shared_.state.store(ShadowShared::idle, std::memory_order_release);
     return result;

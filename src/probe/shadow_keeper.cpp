@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -322,6 +323,28 @@ class Keeper {
     std::array<int, 2> complete_runs_{};
 };
 
+/// For give_up(), which can't be handed it.
+std::atomic<ShadowShared*> own_shared{nullptr};
+
+void give_up(int) {
+    ShadowShared& shared = *own_shared.load();
+    shared.state.store(ShadowShared::unavailable);
+    shared.released.store(1);
+    _exit(1);
+}
+
+/// A process of real-time priority that doesn't stop would take a processor away from everybody else: one
+/// that hasn't slept for seconds ends (RLIMIT_RTTIME, setrlimit(2)). Its shadow goes with it.
+void give_up_on_runaway(ShadowShared& shared) {
+    constexpr rlim_t kSoftUs = 2'000'000, kHardUs = 3'000'000;
+    own_shared = &shared;
+    struct sigaction action {};
+    action.sa_handler = give_up;
+    sigaction(SIGXCPU, &action, nullptr);
+    const rlimit limit{kSoftUs, kHardUs};
+    setrlimit(RLIMIT_RTTIME, &limit);
+}
+
 }  // namespace
 
 void keep_shadow(pid_t target, const python::Runtime& runtime, const SiteMap& map,
@@ -333,6 +356,7 @@ void keep_shadow(pid_t target, const python::Runtime& runtime, const SiteMap& ma
     sched_param realtime{};
     realtime.sched_priority = 2;
     sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &realtime);
+    give_up_on_runaway(shared);
     // Waits are 100 µs long and must not be rounded up.
     prctl(PR_SET_TIMERSLACK, 1'000UL);
     sigset_t child;

@@ -39,9 +39,11 @@ std::size_t place_of(std::uint64_t block) {
 
 std::size_t ShadowMemory::read_up_to(base::Address from, std::span<std::byte> out) const {
     if (is_held_) {
-        const std::uint64_t first = from.value() & ~std::uint64_t{kPageBytes - 1};
-        for (std::uint64_t page = first; page < from.value() + out.size() && out.size() < kMostHeldBytes;
-             page += kPageBytes) {
+        // Counted: behind a torn pointer into the last page comes address 0, and all the rest.
+        const std::uint64_t offset = from.value() % kPageBytes;
+        const std::uint64_t pages = (offset + out.size() + kPageBytes - 1) / kPageBytes;
+        for (std::uint64_t i = 0; i < pages && out.size() < kMostHeldBytes; ++i) {
+            const std::uint64_t page = from.value() - offset + i * kPageBytes;
             const auto [kept, is_new] = held_.try_emplace(page);
             if (is_new && !target_.read_exactly(base::Address(page), kept->second)) held_.erase(kept);
         }

@@ -33,3 +33,15 @@ TEST_CASE("what a shadow has is read from it page by page, the rest as it was wh
     for (std::size_t i = 0; i < out.size(); ++i) CHECK(out.at(i) == (i < 32 ? std::byte{2} : std::byte{1}));
     ::munmap(pages, 2 * kPage);
 }
+
+TEST_CASE("a torn pointer into the last page is not followed into all of the address space") {
+    test::FakeMemory target;
+    probe::ShadowMemory memory(target);
+    std::array<std::byte, 64> out{};
+    for (const std::uint64_t at :
+         {~std::uint64_t{0} - 4000, ~std::uint64_t{0} - 70, ~std::uint64_t{0} - 10}) {
+        memory.begin_hold();
+        CHECK(memory.read_up_to(base::Address(at), out) == 0);
+        memory.end_hold();
+    }
+}
