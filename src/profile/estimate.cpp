@@ -51,6 +51,7 @@ void WindowTimes::add(const trace::Window& window) {
     all_span_ns += span;
     spread_ns += span * window.own_spread;
     own_ns += static_cast<double>(window.own_ns);
+    if (window.own_ns < window.span_own_ns) ++windows;
 }
 
 double WindowTimes::fraction() const {
@@ -157,6 +158,17 @@ double SampleSum::chance_of_sign() const {
 
 double SampleSum::most_unseen() const {
     return value_ > 0 ? std::min(kMostUnseen * squares_ / value_, value_) : 0;
+}
+
+double SampleSum::most_missed(const AllWindowTimes& times) const {
+    double bytes = 0;
+    for (std::size_t kind = 0; kind < kAllocKinds; ++kind) {
+        if (!windowed_[kind]) continue;
+        double sum = 0;
+        for (const double group : windowed_[kind]->by_group) sum += group;
+        bytes += std::max(0.0, sum) * std::min(1.0, kMostUnseen / std::max(times[kind].windows, 1.0));
+    }
+    return bytes;
 }
 
 void SampleSum::scale(double factor) {

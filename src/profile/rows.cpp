@@ -163,8 +163,12 @@ Figures RowMaker::figures_of(const Sums& sums, const Measured& measured) const {
     Figures f;
     if (options_.memory) {
         write_memory(f, sums.memory, measured.times, measured.duration_s);
+        const double missed = all_.memory.alloc.most_missed(measured.times);
+        f.alloc_ci95 = std::max(f.alloc_ci95.value_or(0), missed);
+        f.alloc_count_ci95 =
+            std::max(f.alloc_count_ci95.value_or(0), all_.memory.count.most_missed(measured.times));
         f.alloc_total_bytes = sums.total_alloc.value();
-        f.alloc_total_ci95 = sums.total_alloc.uncertainty(measured.times).half_width95();
+        f.alloc_total_ci95 = std::max(sums.total_alloc.uncertainty(measured.times).half_width95(), missed);
         // A row that few windows hit knows little by itself, but it is a part of the whole.
         const auto cap = [](double half_width, double value, double whole, double whole_half_width) {
             return std::min(half_width, std::max(value, whole + whole_half_width - value));
@@ -182,7 +186,8 @@ Figures RowMaker::figures_of(const Sums& sums, const Measured& measured) const {
         cap_figure(&Figures::temporary_bytes, &Figures::temporary_ci95);
         const double all = all_.memory.alloc.value();
         f.memory_pct = all > 0 ? 100 * *f.alloc_bytes / all : 0;
-        f.memory_ci95 = share_half_width(sums.memory.alloc, measured.times);
+        f.memory_ci95 = std::max(share_half_width(sums.memory.alloc, measured.times),
+                                 all > 0 ? std::min(100.0, 100 * missed / all) : 0);
     }
     if (options_.cpu) {
         const CpuCounts& self = sums.self;

@@ -44,6 +44,7 @@ struct WindowTimes {
     double own_ns = 0;
     double all_span_ns = 0;
     double spread_ns = 0;  ///< Σ span × own_spread
+    double windows = 0;    ///< how many there were; stretches that were armed all the time aren't
 
     void add(const trace::Window& window);
     /// Share of time that was looked at, of the time in which the kind went by windows; 1 where it never did.
@@ -92,6 +93,10 @@ class SampleSum {
     /// How much there may be, with 95 % confidence, of something of which none was among these samples: three
     /// times what one of them stands for, the larger ones counting for more.
     [[nodiscard]] double most_unseen() const;
+    /// This being the sum of everything: how much a row of it may have, with 95 % confidence, that was met in
+    /// no window. Of n windows it was in less than 3 / n then, and has that share of what windows saw, more
+    /// or less.
+    [[nodiscard]] double most_missed(const AllWindowTimes& times) const;
 
     [[nodiscard]] double value() const { return value_; }
     [[nodiscard]] std::uint64_t samples() const { return samples_; }

@@ -313,3 +313,43 @@ TEST_CASE("that a sum is positive is sure where every group of windows says so, 
     CHECK(single.chance_of_sign() == doctest::Approx(0.5).epsilon(0.2));
     CHECK(profile::SampleSum().chance_of_sign() > 0.3);
 }
+
+TEST_CASE("a line that no window met may have allocated all the same") {
+    Scenario s;
+    profile::BuildOptions options;
+    options.cpu = options.memory = true;
+    options.start_ns = 1;
+    profile::Builder builder(s.table, options);
+    const auto seen = builder.intern({s.frame("seen", "/app/p.py", 1)});
+    const auto unseen = builder.intern({s.frame("unseen", "/app/p.py", 2)});
+    builder.add(Scenario::sample(trace::CpuMode::python), unseen);
+    constexpr std::uint64_t kWindows = 100, kSpanNs = 10'000'000, kWindowNs = 100'000;
+    for (std::uint64_t i = 0; i < kWindows; ++i) {
+        trace::Alloc alloc;
+        alloc.pid = 7;
+        alloc.kind = trace::AllocKind::object;
+        alloc.address = 0x1000 + 64 * i;
+        alloc.size_bytes = 1000;
+        alloc.sampling_bytes = 10;  // every one is kept
+        alloc.time_ns = 1 + i * kSpanNs;
+        alloc.window = i + 1;
+        alloc.armed_fraction = static_cast<double>(kWindowNs) / kSpanNs;
+        builder.add(alloc, seen);
+        trace::Window window;
+        window.id = i + 1;
+        window.kind = trace::AllocKind::object;
+        window.start_ns = alloc.time_ns;
+        window.end_ns = alloc.time_ns + kWindowNs;
+        window.own_ns = kWindowNs;
+        window.span_own_ns = kSpanNs;
+        builder.add(window);
+    }
+    const profile::Profile p = Scenario::finish(builder, 1);
+    const double all = p.totals.alloc_bytes.value();
+    REQUIRE(all == doctest::Approx(1000 * 100 * 100));
+    const profile::LineRow* row = Scenario::line(p, "/app/p.py", 2);
+    REQUIRE(row != nullptr);
+    CHECK(row->figures.alloc_bytes == 0);
+    CHECK(row->figures.alloc_ci95.value() == doctest::Approx(0.03 * all));
+    CHECK(row->figures.memory_ci95.value() == doctest::Approx(3));
+}
