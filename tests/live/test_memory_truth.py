@@ -56,7 +56,8 @@ class MemoryTruth(LiveTest):
         # How many small objects live is counted, whatever the windows were like.
         totals, kept = profile["totals"], truth["bytes"]["staying"]
         live = totals["live_bytes"] + (totals["live_uncharged_bytes"] or 0)
-        self.assertLessEqual(abs(live - kept), 0.2 * kept + 200_000, profile["session"]["notes"])
+        # Where the program ran so fast that no count came out whole in this second, only its own ± says something.
+        self.assertLessEqual(abs(live - kept), 0.2 * kept + 200_000 + totals["live_ci95"], (live, kept, totals, profile["session"]))
         self.assertLess(passing["live_bytes"], 0.002 * passing["alloc_bytes"] + 3 * passing["live_ci95"], passing)
         if truth["cpu_seconds"] < 0.85 * truth["seconds"]:
             return  # as in check()
