@@ -22,10 +22,8 @@ as_root() {
 missing_packages() {
   local package
   for package in "$@"; do
-    case "$(dpkg-query -W -f='${db:Status-Status}\n' "$package" 2>/dev/null)" in
-    *installed*) ;;
-    *) echo "$package" ;;
-    esac
+    # Also "not-installed", of packages that dpkg has heard of.
+    dpkg-query -W -f='${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || echo "$package"
   done
 }
 
