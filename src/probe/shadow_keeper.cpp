@@ -218,6 +218,7 @@ class Keeper {
         // that. A few microseconds, or what is left of them without the start, must not stand for a span,
         // though.
         const bool is_cut = run.end != ShadowSpace::End::limit;
+        // Where the start is dear, what is left may be nothing but an error of it.
         if (is_cut && is_start_dear() && own_ns < 2 * empty_ns()) return;
         const double told_ns = std::max(own_ns, is_cut ? std::min(rest_ns, kShortestNs) : 0);
         if (plausible && undisturbed)
@@ -232,9 +233,9 @@ class Keeper {
 
     /// It executed nothing of the state that it was given.
     [[nodiscard]] bool has_not_moved() {
+        if (sampler_.hits(0) + sampler_.hits(1) > 0) return false;
         const auto now = space_->registers();
-        return now && now->rip == shared_.registers.rip && now->rsp == shared_.registers.rsp &&
-               sampler_.hits(0) + sampler_.hits(1) == 0;
+        return now && now->rip == shared_.registers.rip && now->rsp == shared_.registers.rsp;
     }
 
     /// Next to the shadow, each waking the other, and not where the tracing process waits.

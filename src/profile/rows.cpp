@@ -163,10 +163,9 @@ Figures RowMaker::figures_of(const Sums& sums, const Measured& measured) const {
     Figures f;
     if (options_.memory) {
         write_memory(f, sums.memory, measured.times, measured.duration_s);
-        const double missed = all_.memory.alloc.most_missed(measured.times);
+        const double missed = measured.missed_bytes;
         f.alloc_ci95 = std::max(f.alloc_ci95.value_or(0), missed);
-        f.alloc_count_ci95 =
-            std::max(f.alloc_count_ci95.value_or(0), all_.memory.count.most_missed(measured.times));
+        f.alloc_count_ci95 = std::max(f.alloc_count_ci95.value_or(0), measured.missed_count);
         f.alloc_total_bytes = sums.total_alloc.value();
         f.alloc_total_ci95 = std::max(sums.total_alloc.uncertainty(measured.times).half_width95(), missed);
         // A row that few windows hit knows little by itself, but it is a part of the whole.
@@ -288,7 +287,8 @@ void RowMaker::write_totals(Profile& profile, const Measured& measured) const {
 
 void RowMaker::write(Profile& profile, const ThreadNames& names, const AllWindowTimes& times,
                      double duration_s) const {
-    Measured measured{times, duration_s, {}};
+    Measured measured{
+        times, duration_s, {}, all_.memory.alloc.most_missed(times), all_.memory.count.most_missed(times)};
     if (options_.memory) write_memory(measured.all, all_.memory, times, duration_s);
     write_totals(profile, measured);
     write_files(profile, measured);

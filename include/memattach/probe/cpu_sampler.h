@@ -5,23 +5,20 @@
 ///
 /// Two ways of telling when to look, and both together:
 ///
-///  - Events (up to kEventsAloneHz, where perf is allowed; with `native`, or where the kernel side is hidden,
-///  up to
-///    kEventRateLimitHz): each
-///    thread's own CPU clock wakes us each 1/rate seconds that it *burned*; its stack is read at once.
-///    Threads that sleep cost nothing, and the samples are spread over CPU time: with periods that are drawn
-///    anew about every kRedrawNs, so that they don't keep step with what the program repeats. The record says
-///    where the thread was: Python, native or system.
+///  - Events (where perf is allowed, up to kEventsAloneHz; with `native`, or where the kernel side is
+///    hidden, up to kEventRateLimitHz): each thread's own CPU clock wakes us each 1/rate seconds that it
+///    *burned*; its stack is read at once. Threads that sleep cost nothing, and the samples are spread over
+///    CPU time: with periods that are drawn anew about every kRedrawNs, so that they don't keep step with
+///    what the program repeats. The record says where the thread was: Python, native or system.
 ///  - Ticks (above kEventRateLimitHz; perf refused; waiting threads with `idle`): at absolute deadlines every
 ///    thread that is on a CPU at that moment is read. Where perf works, its records come at a lower rate and
 ///    label the sample that is nearest in time, and its switch records tell without a system call who is on a
 ///    CPU.
-///  - In between, ticks at `rate` and events at kLabelledHz. An event costs the thread some 40 µs in a
-///  virtual
-///    machine: its timer's interrupt, and waking us on another processor. A tick costs it nothing, but says
-///    nothing about Python, native or system: the split is that of the events. A sample that is 0.5 ms away
-///    can't lend its label, programs do other things by then. For each event the thread's next tick is left
-///    out, so that a sample stands for 1/rate seconds whichever way it came.
+///  - In between, ticks at `rate` and events at kLabelledHz. An event costs the thread some 80 µs in a
+///    virtual machine: its timer's interrupt, and waking us on another processor. A tick costs it nothing,
+///    but says nothing about Python, native or system: the split is that of the events. A sample that is 0.5
+///    ms away can't lend its label, programs do other things by then. For each event the thread's next tick
+///    is left out, so that a sample stands for 1/rate seconds whichever way it came.
 ///
 /// With `blocking`, ticks stop each thread that is on a CPU for the microseconds that its stack takes; its
 /// registers tell the mode. With `native`, perf's records bring registers and the top of the stack, which are

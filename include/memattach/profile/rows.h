@@ -72,7 +72,8 @@ class RowMaker {
     struct Measured {
         const AllWindowTimes& times;
         double duration_s;
-        Figures all;  ///< of everything; memory alone
+        Figures all;                                ///< of everything; memory alone
+        double missed_bytes = 0, missed_count = 0;  ///< what a row may have that no window met
     };
     [[nodiscard]] double share_half_width(const SampleSum& row, const AllWindowTimes& times) const;
     [[nodiscard]] Figures figures_of(const Sums& sums, const Measured& measured) const;

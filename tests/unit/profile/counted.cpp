@@ -84,6 +84,11 @@ struct Target {
     }
 };
 
+bool says(const profile::Profile& p, const std::string& start) {
+    return std::any_of(p.session.notes.begin(), p.session.notes.end(),
+                       [&](const std::string& note) { return note.starts_with(start); });
+}
+
 }  // namespace
 
 TEST_CASE("lines share what was counted as their samples do, size by size") {
@@ -138,10 +143,8 @@ TEST_CASE("what nobody's samples explain is said") {
     }
     t.count(2100, 100'000);
     const profile::Profile p = t.finish(2.2);
-    const auto said = std::any_of(
-        p.session.notes.begin(), p.session.notes.end(),
-        [](const std::string& note) { return note.starts_with("6.4 MB more live than the lines have"); });
-    CHECK(said);
+    CHECK(says(p, "6.4 MB more live than the lines have"));
+    CHECK(p.totals.live_uncharged_bytes.value_or(0) == doctest::Approx(6.4e6).epsilon(0.01));
 }
 
 // A service kept 2 KB of each request. No sample was of that line, but some were of a buffer of the same size
@@ -157,10 +160,8 @@ TEST_CASE("samples of brief blocks don't explain those that stay") {
     }
     t.count(2100, 100'000);
     const profile::Profile p = t.finish(2.2);
-    const auto said = std::any_of(
-        p.session.notes.begin(), p.session.notes.end(),
-        [](const std::string& note) { return note.starts_with("6.4 MB more live than the lines have"); });
-    CHECK(said);
+    CHECK(says(p, "6.4 MB more live than the lines have"));
+    CHECK(p.totals.live_uncharged_bytes.value_or(0) == doctest::Approx(6.4e6).epsilon(0.01));
     CHECK(*Target::figures(p, 1).live_bytes < 10'000);
     CHECK(*p.totals.live_bytes + *p.totals.live_ci95 > 6.3e6);
 }
