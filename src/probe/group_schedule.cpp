@@ -17,8 +17,9 @@ constexpr double kLongestSpanNs = 500e6;
 constexpr double kShortestWindowNs = 3e3;
 /// While rates are unknown a span is so many times its window.
 constexpr double kUnknownSpanShare = 8;
-/// Hits of a dense window.
-constexpr double kDenseHits = 64;
+/// Hits of a dense window: so many, but where stops are dear no more than take so long. Hits of one window
+/// are much alike: two short windows say more than a long one.
+constexpr double kDenseHits = 64, kLeastDenseHits = 12, kDenseStopNs = 800e3;
 /// A window that was planned for a sparse stretch and met a dense one ends after so many hits: or before,
 /// when its stops may be off by more than all of its time. The first ones of all are a few µs long, and the
 /// clock may stand still in them or go backwards: they went on for a thousand stops, within one request. The
@@ -110,7 +111,7 @@ void GroupSchedule::plan_span(double own_now) {
     const double cost = density * (clock_.stop_cost_ns() + kept * StopClock::kSampleExtraNs);
     const double fraction = std::min(1.0, budget / cost);
     // Short spans, unless that leaves a window with too few hits.
-    const double wanted = std::min(kDenseHits / density, kLongestSpanNs);
+    const double wanted = std::min(dense_hits() / density, kLongestSpanNs);
     span_ns_ = std::clamp(wanted / fraction, kShortestSpanNs, kLongestSpanNs);
     // After quiet windows a busy one may come: grow by steps, fall at once. The span shrinks along, so that
     // no sample of a short window stands for a long time.
@@ -156,6 +157,10 @@ void GroupSchedule::armed(Moment now) {
     surely_open_until_ns_ = 0;
 }
 
+double GroupSchedule::dense_hits() const {
+    return std::clamp(kDenseStopNs / clock_.stop_cost_ns(), kLeastDenseHits, kDenseHits);
+}
+
 double GroupSchedule::window_cpu_ns(Moment now) const {
     return static_cast<double>(now.cpu_ns) - window_cpu_start_;
 }
@@ -173,7 +178,7 @@ double GroupSchedule::clocked_ns(double own_ns) const {
 /// Where own time can be computed a window is over when it is as long as planned. A dense one ends after so
 /// many hits, unless the program turned quiet.
 bool GroupSchedule::has_enough() const {
-    return window_stopped_ > kLongestWindowStopNs || (dense_ ? window_hits_ >= kDenseHits : is_surprised());
+    return window_stopped_ > kLongestWindowStopNs || (dense_ ? window_hits_ >= dense_hits() : is_surprised());
 }
 
 double GroupSchedule::longest_ns() const {
@@ -181,8 +186,8 @@ double GroupSchedule::longest_ns() const {
 }
 
 bool GroupSchedule::is_surprised() const {
-    const double known = seen_hits_ < kDenseHits ? kDenseHits : kSurprise;
-    return window_hits_ > std::clamp(window_ns_ / cost_off_ns(), kDenseHits, known);
+    const double known = seen_hits_ < dense_hits() ? dense_hits() : kSurprise;
+    return window_hits_ > std::clamp(window_ns_ / cost_off_ns(), dense_hits(), known);
 }
 
 Arrival GroupSchedule::arrive(Moment now, std::size_t parallel) {

@@ -125,6 +125,7 @@ class GroupSchedule {
     [[nodiscard]] double long_density() const;
     [[nodiscard]] bool prefers_clock();
     [[nodiscard]] bool is_clockable() const;
+    [[nodiscard]] double dense_hits() const;
     [[nodiscard]] double window_cpu_ns(Moment now) const;
     void begin_window(Moment now);
     void review_always(Moment now);
