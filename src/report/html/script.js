@@ -218,7 +218,7 @@
   // --- the table -----------------------------------------------------------------------------------
   const number = (key, title, text, more) => ({key, title, text, ...more});
   const withPm = (value, pm) => [value, known(pm) ? el("span", {class: "pm"}, "± " + pm) : null];
-  const bytesWithPm = (value, pm) => withPm(bytes(value), value > 0 && pm > 0 ? bytes(pm) : null);
+  const bytesWithPm = (value, pm) => withPm(bytes(value), pm > 0 ? bytes(pm) : null);
   function columns() {
     const list = [{key: "path", title: "Where", left: true}];
     if (hasMemory) list.push(
