@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <set>
 
 #include "memattach/profile/advice.h"
@@ -154,7 +153,7 @@ Profile Builder::finish(const Target& target, const Session& session, const Tota
         }
         profile.stacks.push_back(std::move(row));
     }
-    rows.write(profile, impl_->thread_names, times, memory_s);
+    rows.write(profile, impl_->thread_names, times, memory_s, memory.uncharged_live);
     if (impl_->options.memory) profile.totals.unknown_frees = impl_->ledger.unknown_frees();
     if (profile.totals.cpu_s == 0 && session.rate_hz > 0) {
         profile.totals.cpu_s = static_cast<double>(profile.totals.cpu_samples) / session.rate_hz;
@@ -166,12 +165,7 @@ Profile Builder::finish(const Target& target, const Session& session, const Tota
                         cut, StackTable::kMaxNodes));
     }
     if (memory.uncharged_live > 0) profile.totals.live_uncharged_bytes = memory.uncharged_live;
-    constexpr double kWorthSaying = 0.05;
-    if (memory.uncharged_live > 1e6 &&
-        memory.uncharged_live > kWorthSaying * profile.totals.live_bytes.value_or(0)) {
-        // How much lives is known no better than that, and at the peak it was some of it.
-        for (auto* half_width : {&profile.totals.live_ci95, &profile.totals.peak_ci95})
-            *half_width = std::hypot(half_width->value_or(0), memory.uncharged_live);
+    if (RowMaker::is_worth_saying(memory.uncharged_live, profile.totals.live_bytes.value_or(0))) {
         profile.session.notes.push_back(fmt::format(
             "{:.1f} MB more live than the lines have: blocks of sizes of which no sample is among the living",
             memory.uncharged_live / 1e6));

@@ -163,7 +163,9 @@ Figures RowMaker::figures_of(const Sums& sums, const Measured& measured) const {
     Figures f;
     if (options_.memory) {
         write_memory(f, sums.memory, measured.times, measured.duration_s);
-        const double missed = measured.missed_bytes;
+        const double missed = std::max(measured.missed_bytes, measured.uncharged_live);
+        for (auto half_width : {&Figures::live_ci95, &Figures::peak_ci95})
+            f.*half_width = std::max((f.*half_width).value_or(0), measured.uncharged_live);
         f.alloc_ci95 = std::max(f.alloc_ci95.value_or(0), missed);
         f.alloc_count_ci95 = std::max(f.alloc_count_ci95.value_or(0), measured.missed_count);
         f.alloc_total_bytes = sums.total_alloc.value();
@@ -285,11 +287,21 @@ void RowMaker::write_totals(Profile& profile, const Measured& measured) const {
     totals.peak_ci95 = f.peak_ci95;
 }
 
+bool RowMaker::is_worth_saying(double uncharged_live, double live) {
+    return uncharged_live > 1e6 && uncharged_live > 0.05 * live;
+}
+
 void RowMaker::write(Profile& profile, const ThreadNames& names, const AllWindowTimes& times,
-                     double duration_s) const {
+                     double duration_s, double uncharged_live) const {
     Measured measured{
         times, duration_s, {}, all_.memory.alloc.most_missed(times), all_.memory.count.most_missed(times)};
     if (options_.memory) write_memory(measured.all, all_.memory, times, duration_s);
+    if (is_worth_saying(uncharged_live, measured.all.live_bytes.value_or(0))) {
+        measured.uncharged_live = uncharged_live;
+        // It was allocated, it lives, and at the peak some of it did.
+        for (auto half_width : {&Figures::alloc_ci95, &Figures::live_ci95, &Figures::peak_ci95})
+            measured.all.*half_width = std::hypot((measured.all.*half_width).value_or(0), uncharged_live);
+    }
     write_totals(profile, measured);
     write_files(profile, measured);
     write_functions(profile, measured);

@@ -31,10 +31,12 @@ class RowMaker {
                    static_cast<std::uint32_t>(tid);
         }
     };
-    /// Fills files, functions, threads, leaks, and those of the totals that rows are parts of. `times` and
-    /// `duration_s` are the ledger's.
-    void write(Profile& profile, const ThreadNames& names, const AllWindowTimes& times,
-               double duration_s) const;
+    /// Fills files, functions, threads, leaks, and those of the totals that rows are parts of. `times`,
+    /// `duration_s` and `uncharged_live` are the ledger's.
+    void write(Profile& profile, const ThreadNames& names, const AllWindowTimes& times, double duration_s,
+               double uncharged_live) const;
+    /// Where so much lives besides what the rows have, any of them may have it.
+    [[nodiscard]] static bool is_worth_saying(double uncharged_live, double live);
 
     /// The memory figures of a row.
     static void write_memory(Figures& figures, const MemoryFigures& memory, const AllWindowTimes& times,
@@ -74,6 +76,7 @@ class RowMaker {
         double duration_s;
         Figures all;                                ///< of everything; memory alone
         double missed_bytes = 0, missed_count = 0;  ///< what a row may have that no window met
+        double uncharged_live = 0;                  ///< 0 where it isn't worth saying
     };
     [[nodiscard]] double share_half_width(const SampleSum& row, const AllWindowTimes& times) const;
     [[nodiscard]] Figures figures_of(const Sums& sums, const Measured& measured) const;

@@ -163,6 +163,7 @@ TEST_CASE("samples of brief blocks don't explain those that stay") {
     CHECK(says(p, "6.4 MB more live than the lines have"));
     CHECK(p.totals.live_uncharged_bytes.value_or(0) == doctest::Approx(6.4e6).epsilon(0.01));
     CHECK(*Target::figures(p, 1).live_bytes < 10'000);
+    CHECK(*Target::figures(p, 1).live_ci95 > 6.3e6);  // it may be this line's all the same
     CHECK(*p.totals.live_bytes + *p.totals.live_ci95 > 6.3e6);
 }
 
