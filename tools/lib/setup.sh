@@ -47,8 +47,9 @@ install_packages() {
   [ "$(id -u)" = 0 ] || say "(through sudo, because apt-get needs root)"
   local log
   log=$(mktemp)
-  if ! { as_root apt-get update && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y \
-    --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+  # A new machine's own unattended upgrades may hold apt's locks for some minutes.
+  if ! { as_root apt-get -o DPkg::Lock::Timeout=300 update && as_root env DEBIAN_FRONTEND=noninteractive apt-get \
+    -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
     tail -n 20 "$log" >&2
     say "apt-get failed; all it said is in $log"
     return 1
