@@ -314,6 +314,14 @@ class Target:
             time.sleep(0.001)
         raise AssertionError(f"thread {tid} of {self.pid} ({self.python}) never blocked")
 
+    def waited_for_cpu_s(self):
+        """How long its threads that are there have been runnable without a CPU, all of them together."""
+        waited_ns = 0
+        for tid in os.listdir(f"/proc/{self.pid}/task"):
+            with open(f"/proc/{self.pid}/task/{tid}/schedstat", encoding="ascii") as file:
+                waited_ns += int(file.read().split()[1])
+        return waited_ns / 1e9
+
     def errors(self):
         self._stderr.seek(0)
         return self._stderr.read().decode(errors="replace")[-2000:]

@@ -68,6 +68,7 @@ class Endings(LiveTest):
         """SIGSTOP holds it: nothing runs, nothing hangs, and SIGCONT lets it go on."""
         target = self.start(python, "cpu_shares.py", "1")
         os.kill(target.pid, signal.SIGSTOP)
+        os.waitpid(target.pid, os.WUNTRACED)  # on a busy machine it stops when it gets a processor
         profile = self.profile(target, "-d", "500ms", *RATE)
         self.assertLess(profile["totals"]["cpu_samples"], 10)
         os.kill(target.pid, signal.SIGCONT)
