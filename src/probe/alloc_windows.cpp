@@ -9,6 +9,13 @@ namespace {
 
 constexpr std::byte kInt3{0xCC};
 
+/// It slept in a system call, and was woken up to stop: -ERESTARTSYS and its kin (include/linux/errno.h).
+bool is_to_be_restarted(const user_regs_struct& regs) {
+    const auto result = -static_cast<std::int64_t>(regs.rax);
+    return static_cast<std::int64_t>(regs.orig_rax) >= 0 &&
+           ((result >= 512 && result <= 514) || result == 516);
+}
+
 }  // namespace
 
 Moment AllocProbe::moment(std::uint64_t now_ns) const {
@@ -62,8 +69,11 @@ void AllocProbe::on_interrupted(pid_t tid, const user_regs_struct& regs, bool at
     hit_.kind = *shadow_of_;
     if (!group.is_copying()) {  // it took too long
         shadow_of_.reset();
-    } else if (static_cast<std::int64_t>(regs.orig_rax) >= 0) {
-        group.copy_in_kernel(moment(base::monotonic_ns()));
+    } else if (is_to_be_restarted(regs)) {
+        group.copy_asleep(moment(base::monotonic_ns()));
+        shadow_of_.reset();
+    } else if (static_cast<std::int64_t>(regs.orig_rax) >= 0 &&
+               group.copy_in_kernel(moment(base::monotonic_ns()))) {
         shadow_of_.reset();
     } else if (at_trap || is_inside_site(regs.rip)) {
         static_cast<void>(group.copy());

@@ -44,6 +44,9 @@ constexpr double kCopyWork = 9;
 /// So many that come to nothing, one after the other, and this program can't be copied: windows go by the
 /// clock.
 constexpr int kMostFailedCopies = 16;
+/// Where threads run for microseconds only, one that ran when it was asked to stop sleeps when it does: so
+/// many in a row, and the window has failed.
+constexpr int kMostAsleep = 8;
 /// A thread that has been asked to stop and doesn't for so long is let be.
 constexpr std::uint64_t kCopyPatienceNs = 20'000'000;
 /// For how long a thread is held for a shadow, before that is known.
@@ -53,13 +56,14 @@ constexpr double kFirstCopyCostNs = 1e6;
 /// this share of the time between two hits; after so many of them shadows are tried again, and judged after a
 /// few.
 constexpr double kClockOff = 0.35;
-constexpr double kLeastComplete = 0.5;
-constexpr std::uint64_t kClockWindows = 256, kCopiesToJudge = 12;
+/// The first ones of all find the pages that a program uses: they are judged after so many.
+constexpr double kLeastComplete = 0.5, kCopiesToJudge = 48;
+constexpr std::uint64_t kClockWindows = 256;
 /// The same, however dense, where less than this share of the shadows got as far as so many hits: on machines
 /// where a page fault takes tens of microseconds the time that a thread may be held is over after a few
 /// pages. Which allocations there are is seen as well in the target then. How much time they take isn't: that
 /// is known from the shadows that did get somewhere, or not at all.
-constexpr double kLeastWorth = 0.4, kWorthHits = 16;
+constexpr double kLeastWorth = 0.4, kWorthHits = 16, kCopiesToGiveUp = 24;
 /// What a stop makes a program slower by that is not so dense, by the caches that it leaves cold; give or
 /// take.
 constexpr double kColdCachesNs = 500, kColdCachesOffNs = 1'000;
@@ -213,12 +217,26 @@ void GroupSchedule::copy_asked(Moment now) {
 ShadowWindow GroupSchedule::copy() {
     phase_ = Phase::after_window;
     copy_pending_ = true;
+    asleep_ = 0;
     copy_span_ns_ = span_ns_ + carried_ns_;
     return {window_id_, policy_.kinds.front(), window_ns_, copy_span_ns_, opened_wall_ns_};
 }
 
-/// In proportion to how often that is so, it stands for the time that the program spends there.
-void GroupSchedule::copy_in_kernel(Moment now) {
+void GroupSchedule::copy_asleep(Moment now) {
+    if (++asleep_ < kMostAsleep) {
+        phase_ = Phase::before_window;
+        window_start_ = std::min(clock_.own_ns(now), span_start_ + span_ns_);
+        return;
+    }
+    asleep_ = 0;
+    static_cast<void>(copy());
+    copied({});
+}
+
+/// In proportion to how often that is so, such windows stand for the time that the program spends there.
+bool GroupSchedule::copy_in_kernel(Moment now) {
+    if (static_cast<double>(now.wall_ns - opened_wall_ns_) < window_ns_) return false;
+    asleep_ = 0;
     phase_ = Phase::after_window;
     Closed window;
     window.id = window_id_;
@@ -227,13 +245,14 @@ void GroupSchedule::copy_in_kernel(Moment now) {
     window.start = window_start_ - span_start_;
     window.span_ns = span_ns_ + std::exchange(carried_ns_, 0);
     record(window, {copy_ns_, 0});
+    return true;
 }
 
 void GroupSchedule::copied(const ShadowResult& result) {
     if (!std::exchange(copy_pending_, false)) return;
     copy_work_.add(result.work_ns, kRateMemory);
     complete_.add(result.complete ? 1 : 0, kCopiesToJudge);
-    worth_.add(result.complete || result.hits >= kWorthHits ? 1 : 0, kCopiesToJudge);
+    worth_.add(result.complete || result.hits >= kWorthHits ? 1 : 0, kCopiesToGiveUp);
     copy_ns_ = result.complete ? std::min(copy_ns_ * kCopyGrows, kCopyNs)
                                : std::max(copy_ns_ * kCopyShrinks, kShortestCopyNs);
     if (!result.ran) {
@@ -303,7 +322,7 @@ void GroupSchedule::learn_density(double hits, double bytes, double own_ns) {
 
 bool GroupSchedule::prefers_clock() {
     if (clock_windows_ == 0) {
-        shadows_fail_ = worth_.count >= kCopiesToJudge && worth_.value < kLeastWorth && !is_clockable();
+        shadows_fail_ = worth_.count >= kCopiesToGiveUp && worth_.value < kLeastWorth && !is_clockable();
         const bool cut = complete_.count >= kCopiesToJudge && complete_.value <= kLeastComplete;
         if (!shadows_fail_ && !(cut && is_clockable())) return false;
         complete_ = worth_ = {};

@@ -37,6 +37,14 @@ std::optional<std::uint64_t> ShadowKernel::answer(const user_regs_struct& regist
         case SYS_futex:
             if ((registers.rsi & FUTEX_CMD_MASK) == FUTEX_WAKE) return 0;
             return std::nullopt;
+        case SYS_getpid:
+            if (pid_ == 0) return std::nullopt;
+            return static_cast<std::uint64_t>(pid_);
+        // An event loop that has work to do only asks what else there is: most often nothing.
+        case SYS_epoll_wait:
+        case SYS_epoll_pwait:
+            if (static_cast<std::int32_t>(registers.r10) != 0) return std::nullopt;
+            return 0;
         default:
             return std::nullopt;
     }

@@ -7,10 +7,13 @@
 
 namespace memattach::probe {
 
-/// Answers those of a shadow's system calls that an allocation leads to, without carrying them out: the
-/// shadow has room for its heap to grow already (ShadowSpace), and what it gives back may stay.
+/// Answers those of a shadow's system calls that an allocation leads to, and some that come often and have
+/// one likely answer, without carrying them out: the shadow has room for its heap to grow already
+/// (ShadowSpace), and what it gives back may stay.
 class ShadowKernel {
   public:
+    /// What getpid() says in the target; 0: unknown.
+    void set_pid(int pid) { pid_ = pid; }
     /// [start, end): where new mappings go.
     void set_arena(std::uint64_t start, std::uint64_t end) {
         arena_start_ = start;
@@ -31,6 +34,7 @@ class ShadowKernel {
   private:
     std::uint64_t arena_start_ = 0, arena_end_ = 0, next_ = 0, heap_end_ = 0;
     std::uint64_t calls_ = 0;
+    int pid_ = 0;
 };
 
 }  // namespace memattach::probe

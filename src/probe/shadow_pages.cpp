@@ -8,25 +8,28 @@ namespace {
 
 constexpr std::size_t kMostConstants = 2048;
 constexpr std::size_t kFirstAhead = 1, kMostAhead = 64;
-/// A page that was missed so often, the last times counting most, will be needed again.
-constexpr double kOften = 1, kSeldom = 0.3, kFades = 0.75;
+/// Which of the pages that are brought each time are still in use doesn't show. So many stay when the space
+/// is made anew; of the others those that are needed are missed once.
+constexpr double kStays = 0.8;
+/// A program that misses more pages in one state than so many goes all over its heap.
+constexpr std::size_t kManyMissed = 6;
+constexpr std::uint64_t kAround = 16 << 10;
 
 }  // namespace
 
 void ShadowPages::begin_space(ShadowSpace& space, std::span<const process::Mapping> mappings) {
     mappings_ = mappings;
-    data_.clear();
     for (const auto& [page, content] : constants_) {
         if (is_constant(page)) space.fill(page, *content);
     }
     static constexpr Page kEmpty{};
-    for (auto& [page, times] : missed_) {
-        times *= kFades;
-        if (times > kOften && data_.size() < kMostPages / 2 && !is_constant(page) &&
-            space.fill_data(page, kEmpty))
-            data_[page] = kEmpty.data();
+    std::bernoulli_distribution stays(fits() ? kStays : kStays / 2);
+    for (auto entry = data_.begin(); entry != data_.end();) {
+        const bool stayed =
+            stays(random_) && !is_constant(entry->first) && space.fill_data(entry->first, kEmpty);
+        entry->second = kEmpty.data();
+        entry = stayed ? std::next(entry) : data_.erase(entry);
     }
-    std::erase_if(missed_, [](const auto& entry) { return entry.second < kSeldom; });
 }
 
 /// A page that can't be read any more is none that the program will touch before it asks for it again.
@@ -34,15 +37,25 @@ void ShadowPages::begin_state() {
     pool_used_ = 0;
     next_page_ = 0;
     ahead_ = 1;
+    missed_here_ = 0;
     pieces_.clear();
     for (auto& [page, content] : data_) {
         const std::span<std::byte> space = new_pages(1);
         content = space.data();
-        pieces_.push_back({base::Address(page), space});
+        if (!pieces_.empty() && pieces_.back().from + pieces_.back().out.size() == base::Address(page)) {
+            pieces_.back().out = std::span(pieces_.back().out.data(), pieces_.back().out.size() + kPage);
+        } else {
+            pieces_.push_back({base::Address(page), space});
+        }
     }
     for (std::size_t first = 0; first < pieces_.size();) {
         first += target_.read_pieces(std::span(pieces_).subspan(first));
-        if (first < pieces_.size()) std::memset(pieces_[first++].out.data(), 0, kPage);
+        if (first == pieces_.size()) break;
+        const process::Memory::Piece& torn = pieces_[first++];
+        for (std::size_t at = 0; at < torn.out.size(); at += kPage) {
+            const std::span<std::byte> page = torn.out.subspan(at, kPage);
+            if (!target_.read_exactly(torn.from + at, page)) std::memset(page.data(), 0, kPage);
+        }
     }
     for (const process::Memory::Piece& piece : pieces_) redirect(piece.from.value(), piece.out);
 }
@@ -59,13 +72,22 @@ std::span<std::byte> ShadowPages::new_pages(std::size_t count) {
 }
 
 bool ShadowPages::restore(ShadowSpace& space) {
-    pages_.clear();
     contents_.clear();
     for (const auto& [page, content] : data_) {
-        pages_.push_back(page);
-        contents_.emplace_back(content, kPage);
+        add_content(page, content);
     }
-    return space.overwrite(pages_, contents_);
+    return space.overwrite(contents_);
+}
+
+void ShadowPages::add_content(std::uint64_t page, const std::byte* content) {
+    if (!contents_.empty()) {
+        ShadowSpace::Contents& last = contents_.back();
+        if (last.page + last.bytes.size() == page && last.bytes.data() + last.bytes.size() == content) {
+            last.bytes = std::span(last.bytes.data(), last.bytes.size() + kPage);
+            return;
+        }
+    }
+    contents_.push_back({page, std::span(content, kPage)});
 }
 
 /// What lies in no mapping may be in one that is new.
@@ -83,15 +105,32 @@ bool ShadowPages::bring(ShadowSpace& space, std::uint64_t page) {
         return bring_constant(space, page);
     }
     ++missed_data_;
-    missed_[page] += 1;
+    ++missed_here_;
     ahead_ = page == next_page_ ? std::min(2 * ahead_, kMostAhead) : kFirstAhead;
     std::size_t count = 1;
     while (count < ahead_ && data_.count(page + count * kPage) == 0 && !is_constant(page + count * kPage))
         ++count;
     next_page_ = page + count * kPage;
+    if (count == 1 && missed_here_ > kManyMissed && bring_around(space, page)) return true;
     if (bring_data(space, page, count)) return true;
     next_page_ = page + kPage;
     return count > 1 && bring_data(space, page, 1);
+}
+
+/// Where a program goes all over its heap: with its neighbours that aren't there.
+bool ShadowPages::bring_around(ShadowSpace& space, std::uint64_t page) {
+    const std::uint64_t bytes = missed_here_ > 3 * kManyMissed ? 2 * kAround : kAround;
+    const std::uint64_t first = page & ~(bytes - 1);
+    const auto mapping = std::upper_bound(
+        mappings_.begin(), mappings_.end(), page,
+        [](std::uint64_t at, const process::Mapping& mapping) { return at < mapping.start.value(); });
+    if (mapping == mappings_.begin() || !std::prev(mapping)->contains(base::Address(page))) return false;
+    std::uint64_t from = page;
+    std::uint64_t to = page + kPage;
+    while (from > first && from > std::prev(mapping)->start.value() && data_.count(from - kPage) == 0)
+        from -= kPage;
+    while (to < first + bytes && to < std::prev(mapping)->end.value() && data_.count(to) == 0) to += kPage;
+    return bring_data(space, from, (to - from) / kPage);
 }
 
 bool ShadowPages::bring_data(ShadowSpace& space, std::uint64_t page, std::size_t count) {

@@ -2,7 +2,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <random>
 #include <span>
 #include <unordered_map>
 #include <utility>
@@ -46,8 +48,8 @@ class ShadowPages {
 
   private:
     static constexpr std::uint64_t kPage = ShadowShared::kPageBytes;
-    static constexpr std::size_t kMostPages = 256;
-    static constexpr std::size_t kPoolPages = 2048;
+    static constexpr std::size_t kMostPages = 1536;
+    static constexpr std::size_t kPoolPages = 4096;
     using Page = std::array<std::byte, kPage>;
 
     [[nodiscard]] bool is_held() const;
@@ -57,6 +59,8 @@ class ShadowPages {
     bool read_constant(std::uint64_t page, Page& content);
     /// Contiguous; empty where there is no room left.
     std::span<std::byte> new_pages(std::size_t count);
+    void add_content(std::uint64_t page, const std::byte* content);
+    bool bring_around(ShadowSpace& space, std::uint64_t page);
     bool bring_data(ShadowSpace& space, std::uint64_t page, std::size_t count);
 
     const process::Memory& target_;
@@ -64,18 +68,15 @@ class ShadowPages {
     std::span<const Redirect> redirects_;
     ShadowShared& shared_;
     std::span<const process::Mapping> mappings_;
-    std::unordered_map<std::uint64_t, const std::byte*> data_;  ///< in the space: page, content
-    /// Pages that were missed, and how often, in the last spaces: what a program needs all the time. The
-    /// rest is what it passes.
-    std::unordered_map<std::uint64_t, double> missed_;
+    std::map<std::uint64_t, const std::byte*> data_;  ///< in the space: page, content
+    std::mt19937_64 random_{1};
     std::unordered_map<std::uint64_t, std::unique_ptr<Page>> constants_;
     std::vector<std::byte> pool_ = std::vector<std::byte>(kPoolPages * kPage);
     std::size_t pool_used_ = 0;
     std::uint64_t next_page_ = 0;  ///< behind the last that was brought
-    std::size_t ahead_ = 1;
+    std::size_t ahead_ = 1, missed_here_ = 0;
     std::size_t missed_data_ = 0, missed_constants_ = 0;
-    std::vector<std::uint64_t> pages_;
-    std::vector<std::span<const std::byte>> contents_;
+    std::vector<ShadowSpace::Contents> contents_;
     std::vector<process::Memory::Piece> pieces_;
     std::vector<std::pair<std::uint64_t, std::byte>> originals_;
 };

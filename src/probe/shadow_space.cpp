@@ -77,7 +77,7 @@ void ShadowSpace::layout_stubs(const Options& options) {
         const std::size_t group = group_of(site.site.group);
         auto area = std::find_if(areas_.begin(), areas_.end(), [&](const StubArea& a) {
             return std::max(a.at, site.address) - std::min(a.at, site.address) < kReach &&
-                   a.used + sizeof(CounterStub::code) < kPage;
+                   a.used + sizeof(CounterStub::code) < kPage - kCallsBytes;
         });
         if (area == areas_.end()) {
             const std::uint64_t at = find_gap(options.mappings, site.address, kStubBytes, taken);
@@ -89,6 +89,9 @@ void ShadowSpace::layout_stubs(const Options& options) {
             area = areas_.insert(areas_.end(), StubArea{});
             area->at = at;
             area->code.fill(std::byte{0xCC});
+            for (std::size_t k = 0; k < kCalls; ++k)
+                std::memcpy(area->code.data() + kPage - kCallsBytes + k * kCall.size(), kCall.data(),
+                            kCall.size());
         }
         const auto stub = make_counter(site, i, group, area->at + area->used, area->at + kPage);
         if (!stub || i >= ShadowCounters::kSites) {
@@ -171,7 +174,7 @@ ShadowSpace::ShadowSpace(const Options& options) {
     char path[64];
     std::snprintf(path, sizeof path, "/proc/%d/schedstat", pid_);
     schedstat_.reset(::open(path, O_RDONLY | O_CLOEXEC));
-    if (schedstat_.is_open() && write_code()) empty_ns_ = measure_empty_run();
+    if (schedstat_.is_open() && write_code()) measure_switches();
 }
 
 /// In the child. Nothing is allocated; whatever goes wrong ends it.
@@ -300,18 +303,20 @@ bool ShadowSpace::fill_data(std::uint64_t page, std::span<const std::byte> conte
     return ioctl(faults_.get(), UFFDIO_COPY, &order) == 0;
 }
 
-bool ShadowSpace::overwrite(std::span<const std::uint64_t> pages,
-                            std::span<const std::span<const std::byte>> contents) {
+bool ShadowSpace::overwrite(std::span<const Contents> contents) {
     constexpr std::size_t kBatch = 256;
     std::array<iovec, kBatch> local, remote;
-    for (std::size_t first = 0; first < pages.size(); first += kBatch) {
-        const std::size_t count = std::min(kBatch, pages.size() - first);
+    for (std::size_t first = 0; first < contents.size(); first += kBatch) {
+        const std::size_t count = std::min(kBatch, contents.size() - first);
+        std::size_t bytes = 0;
         for (std::size_t i = 0; i < count; ++i) {
-            local[i] = {const_cast<std::byte*>(contents[first + i].data()), kPage};
-            remote[i] = {reinterpret_cast<void*>(pages[first + i]), kPage};
+            const Contents& piece = contents[first + i];
+            local[i] = {const_cast<std::byte*>(piece.bytes.data()), piece.bytes.size()};
+            remote[i] = {reinterpret_cast<void*>(piece.page), piece.bytes.size()};
+            bytes += piece.bytes.size();
         }
         if (process_vm_writev(pid_, local.data(), count, remote.data(), count, 0) !=
-            static_cast<ssize_t>(count * kPage))
+            static_cast<ssize_t>(bytes))
             return false;
     }
     return true;

@@ -51,12 +51,15 @@ class ShadowSpace {
     bool fill(std::uint64_t page, std::span<const std::byte> content);
     /// The same for several pages in a row that hold no code.
     bool fill_data(std::uint64_t page, std::span<const std::byte> contents);
-    [[nodiscard]] const ShadowKernel& kernel() const { return kernel_; }
+    [[nodiscard]] ShadowKernel& kernel() { return kernel_; }
     /// The runs that follow are of another state: they all read the same time.
     void begin_state();
+    struct Contents {
+        std::uint64_t page = 0;
+        std::span<const std::byte> bytes;  ///< of this page and those behind it
+    };
     /// Writes over pages that are there and writable: false where one isn't.
-    bool overwrite(std::span<const std::uint64_t> pages,
-                   std::span<const std::span<const std::byte>> contents);
+    bool overwrite(std::span<const Contents> contents);
     /// The beginning of a run.
     bool set_state(user_regs_struct registers, std::span<const std::byte> extended_state);
 
@@ -72,6 +75,7 @@ class ShadowSpace {
         /// That the thread used: with what starting and stopping it costs, once, and what the system calls
         /// would have cost.
         std::uint64_t cpu_ns = 0;
+        std::uint64_t calls = 0;  ///< system calls that were answered
     };
     /// Lets it go on for `limit_ns` of wall time. `on_missing(page)` is asked for each page that isn't there:
     /// true where it has been filled. `at_end`: as soon as it won't be asked any more.
@@ -101,8 +105,10 @@ class ShadowSpace {
     [[noreturn]] void become_shadow(const Options& options, pid_t keeper, std::uint32_t* ready) const;
     bool write_code();
     void patch(std::uint64_t page, std::span<std::byte> content) const;
-    std::uint64_t measure_empty_run();
+    void measure_switches();
+    std::uint64_t least_cpu_ns(std::uint64_t pc);
     bool answer_call();
+    void inline_call(std::uint64_t behind, std::uint32_t result);
     bool write_vdso();
     bool wait_stopped();
     void set_timer(std::uint64_t at_ns) const;
@@ -111,6 +117,9 @@ class ShadowSpace {
     static constexpr std::uint64_t kPage = ShadowShared::kPageBytes;
     /// The code that counts and the counters, close enough to the sites for a jump.
     static constexpr std::uint64_t kStubBytes = kPage + kCounterBytes;
+    /// At the end of the code: system calls to measure, mov eax, SYS_sched_yield; syscall.
+    static constexpr std::array<std::uint8_t, 7> kCall{0xB8, 24, 0, 0, 0, 0x0F, 0x05};
+    static constexpr std::size_t kCalls = 8, kCallsBytes = 64;
     struct StubArea {
         std::uint64_t at = 0;
         std::array<std::byte, kPage> code;  ///< int3 where there is nothing
@@ -126,7 +135,8 @@ class ShadowSpace {
     std::vector<std::pair<std::uint64_t, std::uint64_t>> room_;  ///< from, to
     std::array<bool, 2> counts_{true, true};
     ShadowKernel kernel_;
-    std::uint64_t empty_ns_ = 0;
+    std::uint64_t empty_ns_ = 0;                 ///< what letting it go and stopping it takes of its CPU time
+    std::uint64_t call_ns_ = 0;                  ///< what a system call that is answered takes of it
     std::uint64_t calls_ = 0;                    ///< answered in the present run
     std::uint64_t deadline_ns_ = 0;              ///< what the timer is set to
     std::optional<user_regs_struct> registers_;  ///< of the thread, as long as it stands

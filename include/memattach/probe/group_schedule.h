@@ -74,8 +74,11 @@ class GroupSchedule {
     void copy_asked(Moment now);
     /// The thread has stopped: what a shadow is to do. copied() says what came of it.
     [[nodiscard]] ShadowWindow copy();
-    /// It was found in the kernel, where nothing is allocated: a window without hits.
-    void copy_in_kernel(Moment now);
+    /// It was in a system call, which has now been carried out. True where that took as long as a window: one
+    /// without hits. Else copy() is next.
+    [[nodiscard]] bool copy_in_kernel(Moment now);
+    /// It had gone to sleep before it could be stopped: another one is asked.
+    void copy_asleep(Moment now);
     void copied(const ShadowResult& result);
 
     [[nodiscard]] double sampling_bytes() const;
@@ -171,6 +174,7 @@ class GroupSchedule {
     bool copy_ = false;          ///< the present window is one
     bool copy_pending_ = false;  ///< its result is awaited
     int failed_copies_ = 0;      ///< in a row
+    int asleep_ = 0;             ///< threads found so, in a row
     double copy_ns_ = 0;         ///< how long the next one is to be
     RunningMean complete_;       ///< how many of them went as far as they were to
     RunningMean worth_;          ///< how many of them saw some hits
