@@ -52,6 +52,8 @@ void AllocProbe::start(Tracer& tracer) {
     const std::uint64_t now_ns = base::monotonic_ns();
     thread_states_.refresh(now_ns);
     schedule_.emplace(policy, moment(now_ns));
+    at_start_ = process::read_stat(pid_);
+    keep_user_share(moment(now_ns));
     apply_plan(now_ns);
 }
 
@@ -94,6 +96,24 @@ void AllocProbe::charge_work(Moment now) {
     const double ran = static_cast<double>(now.cpu_ns - std::min(before.cpu_ns, now.cpu_ns)) /
                        static_cast<double>(now.wall_ns - before.wall_ns);
     schedule_->work(work_ns * std::min(1.0, ran));
+}
+
+/// How much of its own time the target is outside of the kernel. What it does there a shadow doesn't: page
+/// faults, system calls. Of ticks of 10 ms; before there are enough of them, of its life so far.
+void AllocProbe::keep_user_share(Moment now) {
+    constexpr std::uint64_t kEveryNs = 200'000'000;
+    constexpr double kTickNs = 10e6, kPriorTicks = 30;
+    if (now.wall_ns - share_read_ns_ < kEveryNs || !at_start_) return;
+    share_read_ns_ = now.wall_ns;
+    const auto present = process::read_stat(pid_);
+    if (!present) return;
+    const auto before_user = static_cast<double>(at_start_->user_ticks);
+    const auto before_system = static_cast<double>(at_start_->system_ticks);
+    const double prior = (before_user + 1) / (before_user + before_system + 1);
+    const double user = static_cast<double>(present->user_ticks) - before_user;
+    const double stops = schedule_->figures(now).burnt_ns / kTickNs;
+    const double system = std::max(0.0, static_cast<double>(present->system_ticks) - before_system - stops);
+    schedule_->set_user_share((user + kPriorTicks * prior) / (user + system + kPriorTicks));
 }
 
 bool AllocProbe::wants_null_trap() {
@@ -393,6 +413,7 @@ void AllocProbe::notify(std::uint64_t now_ns, bool always) {
 void AllocProbe::publish_figures() {
     const Moment now = moment(base::monotonic_ns());
     charge_work(now);
+    keep_user_share(now);
     const Schedule::Figures figures = schedule_->figures(now);
     TraceFigures& out = shared_.figures;
     const StopStats& stats = tracer_->stats();

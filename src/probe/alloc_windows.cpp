@@ -69,11 +69,10 @@ void AllocProbe::on_interrupted(pid_t tid, const user_regs_struct& regs, bool at
     hit_.kind = *shadow_of_;
     if (!group.is_copying()) {  // it took too long
         shadow_of_.reset();
-    } else if (is_to_be_restarted(regs)) {
-        group.copy_asleep(moment(base::monotonic_ns()));
-        shadow_of_.reset();
-    } else if (static_cast<std::int64_t>(regs.orig_rax) >= 0 &&
-               group.copy_in_kernel(moment(base::monotonic_ns()))) {
+    } else if (const Moment now = moment(base::monotonic_ns());
+               is_to_be_restarted(regs) ||
+               (static_cast<std::int64_t>(regs.orig_rax) >= 0 && group.is_copy_late(now))) {
+        group.copy_missed(now);
         shadow_of_.reset();
     } else if (at_trap || is_inside_site(regs.rip)) {
         static_cast<void>(group.copy());

@@ -46,7 +46,7 @@ constexpr double kCopyWork = 9;
 constexpr int kMostFailedCopies = 16;
 /// Where threads run for microseconds only, one that ran when it was asked to stop sleeps when it does: so
 /// many in a row, and the window has failed.
-constexpr int kMostAsleep = 8;
+constexpr int kMostMissed = 8;
 /// A thread that has been asked to stop and doesn't for so long is let be.
 constexpr std::uint64_t kCopyPatienceNs = 20'000'000;
 /// For how long a thread is held for a shadow, before that is known.
@@ -217,35 +217,19 @@ void GroupSchedule::copy_asked(Moment now) {
 ShadowWindow GroupSchedule::copy() {
     phase_ = Phase::after_window;
     copy_pending_ = true;
-    asleep_ = 0;
+    missed_ = 0;
     copy_span_ns_ = span_ns_ + carried_ns_;
-    return {window_id_, policy_.kinds.front(), window_ns_, copy_span_ns_, opened_wall_ns_};
+    return {window_id_, policy_.kinds.front(), window_ns_, user_share_ * copy_span_ns_, opened_wall_ns_};
 }
 
-void GroupSchedule::copy_asleep(Moment now) {
-    if (++asleep_ < kMostAsleep) {
+void GroupSchedule::copy_missed(Moment now) {
+    if (++missed_ < kMostMissed) {
         phase_ = Phase::before_window;
         window_start_ = std::min(clock_.own_ns(now), span_start_ + span_ns_);
         return;
     }
-    asleep_ = 0;
     static_cast<void>(copy());
     copied({});
-}
-
-/// In proportion to how often that is so, such windows stand for the time that the program spends there.
-bool GroupSchedule::copy_in_kernel(Moment now) {
-    if (static_cast<double>(now.wall_ns - opened_wall_ns_) < window_ns_) return false;
-    asleep_ = 0;
-    phase_ = Phase::after_window;
-    Closed window;
-    window.id = window_id_;
-    window.start_wall_ns = opened_wall_ns_;
-    window.end_wall_ns = now.wall_ns;
-    window.start = window_start_ - span_start_;
-    window.span_ns = span_ns_ + std::exchange(carried_ns_, 0);
-    record(window, {copy_ns_, 0});
-    return true;
 }
 
 void GroupSchedule::copied(const ShadowResult& result) {

@@ -74,7 +74,7 @@ class ShadowPages {
     std::vector<std::byte> pool_ = std::vector<std::byte>(kPoolPages * kPage);
     std::size_t pool_used_ = 0;
     std::uint64_t next_page_ = 0;  ///< behind the last that was brought
-    std::size_t ahead_ = 1, missed_here_ = 0;
+    std::size_t ahead_ = 1, missed_here_ = 0, late_ = 0;
     std::size_t missed_data_ = 0, missed_constants_ = 0;
     std::vector<ShadowSpace::Contents> contents_;
     std::vector<process::Memory::Piece> pieces_;

@@ -25,8 +25,8 @@ namespace {
 /// What a fault takes of the thread's own CPU time at least; as much as being let go and stopped does, where
 /// that is dear: both are a few switches.
 constexpr std::uint64_t kFaultNs = 9'000;
-/// What a system call that isn't carried out would have taken.
-constexpr std::uint64_t kCallNs = 500;
+/// What a system call that isn't carried out would have taken outside of the kernel.
+constexpr std::uint64_t kCallNs = 50;
 /// A run that has gone so far is as good as over.
 constexpr std::uint64_t kNearNs = 5'000;
 /// From setting a timer to the shadow's going on.

@@ -21,6 +21,7 @@
 #include "memattach/probe/thread_states.h"
 #include "memattach/probe/trace_shared.h"
 #include "memattach/probe/tracer.h"
+#include "memattach/process/proc.h"
 #include "memattach/python/reader.h"
 
 namespace memattach::probe {
@@ -125,6 +126,7 @@ class AllocProbe final : public TracerClient {
     void notify(std::uint64_t now_ns, bool always);
     void publish_figures();
     void charge_work(Moment now);
+    void keep_user_share(Moment now);
     [[nodiscard]] Moment moment(std::uint64_t now_ns) const;
 
     pid_t pid_;
@@ -141,6 +143,8 @@ class AllocProbe final : public TracerClient {
     ByteSampler sampler_;
     std::mt19937_64 random_;
     std::optional<Schedule> schedule_;
+    std::optional<process::Stat> at_start_;
+    std::uint64_t share_read_ns_ = 0;
     Plan plan_;
     pid_t asked_tid_ = 0;                        ///< being stopped for a shadow
     std::optional<trace::AllocKind> shadow_of_;  ///< for whom the shadow is at work

@@ -74,11 +74,16 @@ class GroupSchedule {
     void copy_asked(Moment now);
     /// The thread has stopped: what a shadow is to do. copied() says what came of it.
     [[nodiscard]] ShadowWindow copy();
-    /// It was in a system call, which has now been carried out. True where that took as long as a window: one
-    /// without hits. Else copy() is next.
-    [[nodiscard]] bool copy_in_kernel(Moment now);
-    /// It had gone to sleep before it could be stopped: another one is asked.
-    void copy_asleep(Moment now);
+    /// It was in the kernel for as long as a window, or had gone to sleep before it could be stopped: another
+    /// one is asked.
+    void copy_missed(Moment now);
+    /// How much of its own time the target is outside of the kernel, where shadows are: that is what their
+    /// windows stand for.
+    void set_user_share(double share) { user_share_ = share; }
+    /// A thread that was in a system call comes out of it: whether that took longer than a window.
+    [[nodiscard]] bool is_copy_late(Moment now) const {
+        return static_cast<double>(now.wall_ns - opened_wall_ns_) > window_ns_;
+    }
     void copied(const ShadowResult& result);
 
     [[nodiscard]] double sampling_bytes() const;
@@ -174,7 +179,8 @@ class GroupSchedule {
     bool copy_ = false;          ///< the present window is one
     bool copy_pending_ = false;  ///< its result is awaited
     int failed_copies_ = 0;      ///< in a row
-    int asleep_ = 0;             ///< threads found so, in a row
+    int missed_ = 0;             ///< threads that weren't to be had, in a row
+    double user_share_ = 1;
     double copy_ns_ = 0;         ///< how long the next one is to be
     RunningMean complete_;       ///< how many of them went as far as they were to
     RunningMean worth_;          ///< how many of them saw some hits

@@ -101,6 +101,12 @@ class Schedule {
         object_.allow_copies(available, ready);
     }
 
+    /// As GroupSchedule::set_user_share().
+    void set_user_share(double share) {
+        malloc_.set_user_share(share);
+        object_.set_user_share(share);
+    }
+
     [[nodiscard]] bool wants_null_trap() { return clock_.wants_null_trap(); }
     /// As StopClock::add_null_trap(), after a hit of `kind`.
     void null_trap(trace::AllocKind kind, std::uint64_t cpu_ns, std::uint64_t wall_ns, bool plain);
@@ -116,6 +122,7 @@ class Schedule {
 
     struct Figures {
         double own_ns = 0;
+        double burnt_ns = 0;  ///< of the target's CPU time, by stops
         double overhead = 0;  ///< stopped / own so far
         double stopped_ns = 0;
         double hit_cpu_ns = 0;   ///< a stop's cost in the thread's own CPU time

@@ -45,6 +45,8 @@ class StopClock {
 
     /// The target's own time since the start: its CPU clock less what stops burnt of it. ns.
     [[nodiscard]] double own_ns(Moment now) const;
+    /// What stops burnt of it so far. ns.
+    [[nodiscard]] double burnt_ns() const { return burnt_cpu_ns_; }
 
     /// A stop is over. `stopped_ns`: from wait()'s return to just before the thread was let go; `plain`: a
     /// hit of which nothing was kept, which is what costs are learned from. Returns what it is charged as,
