@@ -40,7 +40,7 @@ constexpr double kCopyShrinks = 0.5, kCopyGrows = 1.06;
 constexpr double kCopySpanNs = 4e6;
 /// How much of another processor that may take, for each group, as a multiple of its budget: some 15 % at a
 /// budget of 5 % for both.
-constexpr double kCopyWork = 9;
+constexpr double kCopyWork = 4;
 /// So many that come to nothing, one after the other, and this program can't be copied: windows go by the
 /// clock.
 constexpr int kMostFailedCopies = 16;
@@ -241,7 +241,7 @@ void GroupSchedule::copied(const ShadowResult& result) {
                                : std::max(copy_ns_ * kCopyShrinks, kShortestCopyNs);
     if (!result.ran) {
         carried_ns_ = copy_span_ns_;
-        ++failed_copies_;
+        if (!result.spoilt) ++failed_copies_;
         return;
     }
     carried_ns_ = 0;

@@ -25,7 +25,7 @@ constexpr double kWarmShare = 1.5, kWarmMoreNs = 15'000;
 /// through the window: three times as slow at first, and even after four runs a program that goes over
 /// hundreds of pages gets faster. Whatever else happens on the machine only makes a run slower, single ones
 /// by two: the fastest counts. Runs go on until so many in a row have gained nothing.
-constexpr int kMostRuns = 10, kRunsWithoutGain = 2;
+constexpr int kMostRuns = 8, kRunsWithoutGain = 2;
 constexpr double kGain = 1.02;
 /// What a stub adds to a hit, among other instructions that don't wait for it.
 constexpr double kStubNs = 1.2;
@@ -41,9 +41,9 @@ constexpr int kMostFailures = 3;
 /// What passes between a run's start, and its end, and the thread's. On a virtual machine whose page tables
 /// are kept by its hypervisor's software the first instruction may come 100 µs later.
 constexpr double kMostStartingNs = 300'000;
-constexpr int kTrustedRuns = 12;
+constexpr int kTrustedRuns = 2;
 /// Pages that a run may still miss without being spoilt by it.
-constexpr std::size_t kFewPages = 2;
+constexpr std::size_t kFewPages = 4;
 
 /// How much longer a run takes because it begins with cold caches.
 ///
@@ -60,15 +60,18 @@ class ColdStart {
         half_own_ = kKeeps * half_own_ + half_own_ns;
         half_hits_ = kKeeps * half_hits_ + half_hits;
     }
+    /// It changes slowly: every fourth run is enough.
+    [[nodiscard]] bool wants_more(int run) const { return runs_ < kKnownRuns || run % 4 == 0; }
     /// `switch_ns`: what letting the shadow go and stopping it takes here.
     [[nodiscard]] double ns(double switch_ns) const {
         constexpr double kUnknownNs = 8'000, kMostNs = 15'000, kLeastHits = 2'000;
-        if (runs_ < 8 || hits_ - half_hits_ < kLeastHits) return std::max(kUnknownNs, switch_ns);
+        if (runs_ < kKnownRuns || hits_ - half_hits_ < kLeastHits) return std::max(kUnknownNs, switch_ns);
         return std::clamp((half_own_ * hits_ - own_ * half_hits_) / (runs_ * (hits_ - half_hits_)), 0.0,
                           std::max(kMostNs, 2 * switch_ns));
     }
 
   private:
+    static constexpr double kKnownRuns = 8;
     double runs_ = 0, own_ = 0, hits_ = 0, half_own_ = 0, half_hits_ = 0;
 };
 
@@ -201,14 +204,21 @@ class Keeper {
             starting_ns_.add(
                 std::clamp(rest_ns + starting_ns_.value - (own_ns - cold_ns()), 0.0, kMostStartingNs), 16);
         if (full.run.end == ShadowSpace::End::stopped) check_layout();
-        if (!is_cut) {
+        if (!is_cut && cold_.wants_more(runs_)) {
             const Timed half = fastest(rest_ns / 2);
             if (half.run.end == ShadowSpace::End::limit)
                 cold_.add(own_ns, full.all_hits, half.own_ns, half.all_hits);
         }
         own_ns -= std::min(cold_ns(), std::max(own_ns, 0.0));
         const bool misses_page = full.run.end == ShadowSpace::End::missing_page;
-        complete = !misses_page && pages_.missed_data() == missed_before ? complete + 1 : 0;
+        const bool finds_pages = !misses_page && pages_.missed_data() - missed_before <= kFewPages;
+        complete = finds_pages ? complete + 1 : 0;
+        // It went astray in memory that had changed when it was read: what it did isn't what the thread did.
+        if (full.run.end == ShadowSpace::End::stopped && pages_.late() > 0 && space_->has_faulted()) {
+            complete = 0;
+            shared_.result.spoilt = true;
+            return;
+        }
         // Forged counters can't say more than a processor can do.
         const bool plausible = full.hits[group] < 1e3 + own_ns && own_ns > -kUnsureNs;
         // One more is where it ended.

@@ -124,7 +124,7 @@ bool ShadowPages::bring_around(ShadowSpace& space, std::uint64_t page) {
     const std::uint64_t first = page & ~(bytes - 1);
     const auto mapping = std::upper_bound(
         mappings_.begin(), mappings_.end(), page,
-        [](std::uint64_t at, const process::Mapping& mapping) { return at < mapping.start.value(); });
+        [](std::uint64_t at, const process::Mapping& next) { return at < next.start.value(); });
     if (mapping == mappings_.begin() || !std::prev(mapping)->contains(base::Address(page))) return false;
     std::uint64_t from = page;
     std::uint64_t to = page + kPage;

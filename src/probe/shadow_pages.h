@@ -42,6 +42,8 @@ class ShadowPages {
 
     /// How many pages were missed so far that the target may write to, and how many others.
     [[nodiscard]] std::size_t missed_data() const { return missed_data_; }
+    /// Of the present state: pages that were read when its thread wasn't held any more.
+    [[nodiscard]] std::size_t late() const { return late_; }
     [[nodiscard]] std::size_t missed_constants() const { return missed_constants_; }
     /// False where the space holds more than is to be read each time.
     [[nodiscard]] bool fits() const { return data_.size() <= kMostPages; }

@@ -204,6 +204,11 @@ std::uint64_t ShadowSpace::least_cpu_ns(std::uint64_t pc) {
     return least;
 }
 
+bool ShadowSpace::has_faulted() const {
+    siginfo_t info{};
+    return ptrace(PTRACE_GETSIGINFO, pid_, nullptr, &info) == 0 && info.si_signo != SIGTRAP;
+}
+
 std::optional<std::uint64_t> ShadowSpace::unmapped_address() const {
     siginfo_t info{};
     if (ptrace(PTRACE_GETSIGINFO, pid_, nullptr, &info) != 0 || info.si_signo != SIGSEGV ||

@@ -96,6 +96,8 @@ class ShadowSpace {
     [[nodiscard]] std::optional<std::size_t> stopped_at(std::uint64_t pc) const;
     /// A byte of code; returns what was there.
     std::optional<std::byte> write_byte(std::uint64_t address, std::byte value);
+    /// Whether the last run was stopped by a signal of its own doing: SIGSEGV and its kin.
+    [[nodiscard]] bool has_faulted() const;
     /// Where the last run was stopped by a reference to memory that isn't mapped.
     [[nodiscard]] std::optional<std::uint64_t> unmapped_address() const;
 

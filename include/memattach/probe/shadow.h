@@ -70,7 +70,8 @@ struct ShadowResult {
     double own_ns = 0;
     double hits = 0;
     double bytes = 0;
-    double work_ns = 0;  ///< that the keeper and the shadow had with it
+    double work_ns = 0;   ///< that the keeper and the shadow had with it
+    bool spoilt = false;  ///< nothing was told, which says nothing about the next one
 };
 
 /// Memory that the tracing process, the keeper and the analysing process share; filled with zeros is empty.
