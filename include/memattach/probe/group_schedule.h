@@ -179,6 +179,7 @@ class GroupSchedule {
     bool copy_ = false;          ///< the present window is one
     bool copy_pending_ = false;  ///< its result is awaited
     int failed_copies_ = 0;      ///< in a row
+    int spoilt_ = 0;             ///< in a row
     int missed_ = 0;             ///< threads that weren't to be had, in a row
     double user_share_ = 1;
     double copy_ns_ = 0;         ///< how long the next one is to be

@@ -21,11 +21,16 @@
 /// The result is a window as one in the target itself would be: a stretch of own time of known length at a
 /// random moment, the allocations that were sampled in it, and those of them that were freed in it.
 ///
-/// A state is run several times: to find the pages, while the thread is held; to warm the processor up; to
-/// count and to time; half as far, for what a cold start costs; to stop at some allocations. A run that can't
-/// go as far as it was to (a page that took too long, a system call) would hide what comes behind such
-/// places: windows are as short as nearly all can be in full (GroupSchedule), and where even that is too long
-/// and hits are far enough apart, windows in the target are better.
+/// A state is run several times: to find the pages that it needs, while the thread is held where many are
+/// new; until the processor is warm and the fastest run is known, which counts; now and then half as far, for
+/// what a cold start costs; to stop at some allocations. What a program needs is known after some hundred
+/// runs, and read anew for each state (1,536 pages at most). A page that is missed when the thread has been
+/// let go is read then: most memory doesn't change in a millisecond, and where a run goes astray because of
+/// it the window is left out. A run that can't go as far as it was to (a system call) would hide what comes
+/// behind such places: windows are as short as nearly all can be in full (GroupSchedule), and where even that
+/// is too long and hits are far enough apart, windows in the target are better.
+///
+/// A shadow does what the program does outside of the kernel: its windows stand for that part of its time.
 ///
 /// The shadow can do nothing but compute. It has no memory in common with the target, it is traced with
 /// PTRACE_SYSEMU, so that no system call of it is executed, and under seccomp's strict mode beside; it dies

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <random>
+#include <utility>
 #include <vector>
 
 using namespace memattach;
@@ -31,6 +32,9 @@ struct Costs {
     bool shadows = true;
     bool shadows_fail = false;  ///< they are promised for 50 ms, and never come
     double reach_ns = 1e9;      ///< how far a shadow can go
+    double user_share = 1;      ///< of the program's time, outside of the kernel
+    double missed = 0;          ///< so many threads sleep when they have been stopped for a shadow
+    double spoilt = 0;          ///< so many shadows go astray
 };
 
 struct Result {
@@ -52,6 +56,7 @@ Result run(const std::function<Step()>& program, double own_s, probe::SchedulePo
     std::gamma_distribution<double> spread(std::pow(costs.cpu_ns / costs.cpu_spread_ns, 2),
                                            std::pow(costs.cpu_spread_ns, 2) / costs.cpu_ns);
     Schedule schedule(policy, now());
+    schedule.set_user_share(costs.user_share);
     probe::ByteSampler sampler(policy.seed);
     Result result;
     struct Pending {
@@ -66,7 +71,14 @@ Result run(const std::function<Step()>& program, double own_s, probe::SchedulePo
         double length_ns = 0, until_own = 0, hits = 0, bytes = 0;
         std::map<int, double> lines;
     } shadow;
+    std::uniform_real_distribution<double> chance;
     const auto end_shadow = [&] {
+        if (chance(random) < costs.spoilt) {
+            probe::ShadowResult astray;
+            astray.spoilt = true;
+            schedule.group(std::exchange(shadow, {}).window.group).copied(astray);
+            return;
+        }
         const double length = shadow.length_ns;
         for (const auto& [line, bytes] : shadow.lines)
             result.estimate[line] += bytes * shadow.window.span_ns / length;
@@ -96,9 +108,16 @@ Result run(const std::function<Step()>& program, double own_s, probe::SchedulePo
                 schedule.group(kind).armed(now());
             if (!group.copy || shadow.runs) continue;
             schedule.group(kind).copy_asked(now());
+            if (chance(random) < costs.missed) {
+                wall += costs.wall_ns;
+                schedule.other_stop(kind, static_cast<std::uint64_t>(costs.wall_ns));
+                schedule.group(kind).copy_missed(now());
+                continue;
+            }
             const probe::ShadowWindow window = schedule.group(kind).copy();
             const double length = std::min(window.own_ns, costs.reach_ns);
-            shadow = {true, window, length, own + length, 0, 0, {}};
+            // The thread needs longer for the same: the shadow doesn't do what the kernel does.
+            shadow = {true, window, length, own + length / costs.user_share, 0, 0, {}};
             wall += costs.copy_ns;
             schedule.other_stop(kind, static_cast<std::uint64_t>(costs.copy_ns));
         }
@@ -258,6 +277,29 @@ TEST_CASE("windows are no longer than shadows can go") {
     CHECK(r.figures.malloc.copied_windows > r.figures.malloc.windows / 2);
     CHECK(r.figures.overhead < 0.07);
     CHECK(r.ratio(1) == doctest::Approx(1).epsilon(0.05));
+}
+
+TEST_CASE("shadows stand for the time outside of the kernel") {
+    Costs costs;
+    costs.user_share = 0.6;
+    const Result r = run(steady(200, trace::AllocKind::malloc), 4, {}, costs);
+    CHECK(r.figures.malloc.copied_windows > r.figures.malloc.windows / 2);
+    CHECK(r.ratio(1) == doctest::Approx(1).epsilon(0.05));
+}
+
+TEST_CASE(
+    "threads that sleep when they are stopped for a shadow, and shadows that go astray, are made up for") {
+    Costs costs;
+    costs.missed = 0.7;
+    const Result asleep = run(steady(200, trace::AllocKind::malloc), 4, {}, costs);
+    CHECK(asleep.figures.malloc.copied_windows > 40);
+    CHECK(asleep.figures.overhead < 0.07);
+    CHECK(asleep.ratio(1) == doctest::Approx(1).epsilon(0.05));
+    costs.missed = 0;
+    costs.spoilt = 0.5;
+    const Result astray = run(steady(200, trace::AllocKind::malloc), 4, {}, costs);
+    CHECK(astray.figures.malloc.copied_windows > astray.figures.malloc.dense_windows);
+    CHECK(astray.ratio(1) == doctest::Approx(1).epsilon(0.08));
 }
 
 TEST_CASE("shadows that can't go far are left to hits that the clock can't tell apart") {
