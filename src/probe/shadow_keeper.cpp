@@ -25,7 +25,9 @@ constexpr double kWarmShare = 1.5, kWarmMoreNs = 15'000;
 /// through the window: three times as slow at first, and even after four runs a program that goes over
 /// hundreds of pages gets faster. Whatever else happens on the machine only makes a run slower, single ones
 /// by two: the fastest counts. Runs go on until so many in a row have gained nothing.
-constexpr int kMostRuns = 8, kRunsWithoutGain = 2;
+constexpr int kMostRuns = 8, kMostDearRuns = 4, kRunsWithoutGain = 2;
+/// Writing back so many pages takes several times as long as a run.
+constexpr std::size_t kDearPages = 512;
 constexpr double kGain = 1.02;
 /// What a stub adds to a hit, among other instructions that don't wait for it.
 constexpr double kStubNs = 1.2;
@@ -252,7 +254,8 @@ class Keeper {
         const auto rate_of = [](const Timed& timed) {
             return (timed.all_hits + 1) / std::max(timed.own_ns, 1.0);
         };
-        for (int i = 0, since = 0; i < kMostRuns && since < kRunsWithoutGain; ++i) {
+        const int most = pages_.known() > kDearPages ? kMostDearRuns : kMostRuns;
+        for (int i = 0, since = 0; i < most && since < kRunsWithoutGain; ++i) {
             Timed timed;
             const std::size_t missed_before = pages_.missed_data() + pages_.missed_constants();
             timed.run = go(length_ns);

@@ -45,12 +45,14 @@ class ShadowPages {
     /// Of the present state: pages that were read when its thread wasn't held any more.
     [[nodiscard]] std::size_t late() const { return late_; }
     [[nodiscard]] std::size_t missed_constants() const { return missed_constants_; }
+    /// How many pages are brought for each state.
+    [[nodiscard]] std::size_t known() const { return data_.size(); }
     /// False where the space holds more than is to be read each time.
     [[nodiscard]] bool fits() const { return data_.size() <= kMostPages; }
 
   private:
     static constexpr std::uint64_t kPage = ShadowShared::kPageBytes;
-    static constexpr std::size_t kMostPages = 1536;
+    static constexpr std::size_t kMostPages = 1024;
     static constexpr std::size_t kPoolPages = 4096;
     using Page = std::array<std::byte, kPage>;
 

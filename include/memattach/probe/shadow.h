@@ -24,7 +24,7 @@
 /// A state is run several times: to find the pages that it needs, while the thread is held where many are
 /// new; until the processor is warm and the fastest run is known, which counts; now and then half as far, for
 /// what a cold start costs; to stop at some allocations. What a program needs is known after some hundred
-/// runs, and read anew for each state (1,536 pages at most). A page that is missed when the thread has been
+/// runs, and read anew for each state (1,024 pages at most). A page that is missed when the thread has been
 /// let go is read then: most memory doesn't change in a millisecond, and where a run goes astray because of
 /// it the window is left out. A run that can't go as far as it was to (a system call) would hide what comes
 /// behind such places: windows are as short as nearly all can be in full (GroupSchedule), and where even that
