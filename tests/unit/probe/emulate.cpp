@@ -29,14 +29,20 @@ std::vector<std::byte> bytes_of(std::initializer_list<int> values) {
 class NativeProcessor final : public probe::OperandMemory {
   public:
     static constexpr std::size_t kDataBytes = 4096;
+    /// On either side of the data: a push goes where the stack pointer is, which is as far from the operand
+    /// as a displacement reaches. What the processor found there the emulation wouldn't.
+    static constexpr std::size_t kGuardBytes = (1ULL << 31) + (1ULL << 20);
 
     NativeProcessor() {
         code_ = static_cast<std::byte*>(
             mmap(nullptr, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
-        data_ = static_cast<std::byte*>(
-            mmap(nullptr, kDataBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
         REQUIRE(code_ != MAP_FAILED);
-        REQUIRE(data_ != MAP_FAILED);
+        void* around = mmap(nullptr, 2 * kGuardBytes + kDataBytes, PROT_NONE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        REQUIRE(around != MAP_FAILED);
+        data_ = static_cast<std::byte*>(around) + kGuardBytes;
+        REQUIRE(mmap(data_, kDataBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1,
+                     0) == data_);
         pid_ = fork();
         REQUIRE(pid_ >= 0);
         if (pid_ == 0) {
@@ -57,7 +63,7 @@ class NativeProcessor final : public probe::OperandMemory {
             waitpid(pid_, nullptr, 0);
         }
         munmap(code_, 4096);
-        munmap(data_, kDataBytes);
+        munmap(data_ - kGuardBytes, 2 * kGuardBytes + kDataBytes);
     }
 
     [[nodiscard]] bool usable() const { return traced_; }
