@@ -1,6 +1,5 @@
 /* Preloaded into a CPython 3.11 that runs with PYTHONMALLOC=malloc: how many bytes each line of the program's own code asks
-   for, library code charged to the line that called it. Declares what it uses of Include/internal/pycore_frame.h and
-   Include/cpython/pystate.h (3.11). For one program at a time: what other threads ask for without the GIL isn't counted. */
+   for, library code charged to the line that called it. What is asked for without the GIL isn't counted. */
 #define _GNU_SOURCE
 #define Py_BUILD_CORE
 #include <Python.h>
@@ -18,7 +17,6 @@ extern void* __libc_malloc(size_t);
 extern void* __libc_calloc(size_t, size_t);
 extern void* __libc_realloc(void*, size_t);
 extern void* __libc_memalign(size_t, size_t);
-extern PyThreadState* _PyThreadState_UncheckedGet(void);
 
 enum { kPlaces = 1 << 16, kBits = 16 };
 

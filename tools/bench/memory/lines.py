@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How true the bytes of each line are, of programs that don't know that they are watched.
 
-    tools/bench/memory/lines.py [--memattach build/release/memattach] [--python PYTHON3.11] [--seconds 10] [--runs 1]
+    tools/bench/memory/lines.py [--memattach build/release/memattach] [--python /usr/bin/python3.11] [--seconds 10] [--runs 1]
                                 [PROGRAM]…
 
 The programs in programs/ do the same over and over. How much each of their lines asks for in one round is counted first, in a
@@ -12,7 +12,6 @@ each line with at least 8 % of the bytes, whether its count was within its ±, a
 
 import argparse
 import collections
-import json
 import math
 import mmap
 import os
@@ -23,8 +22,9 @@ import subprocess
 import tempfile
 import time
 
+from memory_session import TOP, Session, rows
+
 HERE = pathlib.Path(__file__).resolve().parent
-TOP = HERE.parents[2]
 LARGE = 0.08
 
 
@@ -38,7 +38,7 @@ def build_counter(python, directory):
 
 
 def count(python, counter, program, directory):
-    """Bytes a round, by (file name, line)."""
+    """Bytes a round, by line of the program; repeat.py asks for next to nothing."""
     out = directory / "counts"
     environment = dict(os.environ, COUNTS=str(out), LD_PRELOAD=str(counter), PYTHONMALLOC="malloc")
     subprocess.run([python, program], check=True, env=environment)
@@ -46,7 +46,8 @@ def count(python, counter, program, directory):
     for line in out.read_text().splitlines():
         place, amount = line.rsplit(" ", 1)
         path, number = place.rsplit(":", 1)
-        counts[os.path.basename(path), int(number)] += float(amount)
+        if path == str(program):
+            counts[int(number)] += float(amount)
     return counts
 
 
@@ -58,35 +59,31 @@ def watch(arguments, program, directory):
         try:
             target.stdout.readline()
             with open(rounds_file, "r+b") as file:
-                shared = mmap.mmap(file.fileno(), 4096)
-            before, start = struct.unpack_from("d", shared)[0], time.monotonic()
-            said = subprocess.run(
-                [arguments.memattach, "-p", str(target.pid), "-d", str(arguments.seconds), "--json", "-", "--quiet"],
-                check=True, capture_output=True, text=True,
-            ).stdout
-            rounds = struct.unpack_from("d", shared)[0] - before
-            return json.loads(said), rounds * arguments.seconds / (time.monotonic() - start)
+                shared = mmap.mmap(file.fileno(), 0)
+            with Session(arguments.memattach, target.pid) as session:
+                before = struct.unpack_from("d", shared)[0]
+                time.sleep(arguments.seconds)
+                rounds = struct.unpack_from("d", shared)[0] - before
+            return session.profile, rounds
         finally:
             target.kill()
 
 
-def compare(profile, counts, rounds, results):
-    rows = {
-        (os.path.basename(file["path"]), line["line"]): line for file in profile["files"] for line in file["lines"]
-    }
+def compare(profile, program, counts, rounds, results):
+    have = rows(profile, str(program))
     whole = sum(counts.values()) * rounds
     ratio = profile["totals"]["alloc_bytes"] / whole
     results["ratios"].append(ratio)
     print(f"  in all {whole / 1e6:9.0f} MB, said {ratio:5.2f} of it")
-    for place, amount in sorted(counts.items(), key=lambda item: -item[1]):
+    for line, amount in sorted(counts.items(), key=lambda item: -item[1]):
         true = amount * rounds
         if true < LARGE * whole:
             break
-        row = rows.get(place, {})
+        row = have.get(line, {})
         said, half = row.get("alloc_bytes") or 0.0, row.get("alloc_ci95") or 0.0
         results["inside"].append(abs(said - true) <= half)
         results["half"].append(half / said if said else math.inf)
-        print(f"  line {place[1]:3} {true / 1e6:9.0f} MB ({100 * true / whole:4.1f} %), said {said / true:5.2f} of it"
+        print(f"  line {line:3} {true / 1e6:9.0f} MB ({100 * true / whole:4.1f} %), said {said / true:5.2f} of it"
               f" ± {half / true:4.2f}{'' if results['inside'][-1] else '   outside'}")
 
 
@@ -94,7 +91,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program", nargs="*", default=sorted(p.stem for p in (HERE / "programs").glob("*.py") if p.stem != "repeat"))
     parser.add_argument("--memattach", default=str(TOP / "build/release/memattach"))
-    parser.add_argument("--python", default=os.path.expanduser("~/.pyenv/versions/3.11.7/bin/python3"))
+    parser.add_argument("--python", default="/usr/bin/python3.11")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--runs", type=int, default=1)
     arguments = parser.parse_args()
@@ -108,7 +105,7 @@ def main():
             for _ in range(arguments.runs):
                 print(program, flush=True)
                 profile, rounds = watch(arguments, path, directory)
-                compare(profile, counts, rounds, results)
+                compare(profile, path, counts, rounds, results)
     ratios = sorted(results["ratios"])
     quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     print(f"of {len(ratios)} sessions: {ratios[0]:.2f} … {ratios[-1]:.2f} of the bytes, half of them {quartiles[0]:.2f} … {quartiles[2]:.2f}; "
