@@ -28,9 +28,9 @@ std::uint64_t align(std::uint64_t address) {
 bool ChunkScan::load(std::uint64_t address, std::uint64_t end) {
     const std::uint64_t wanted = std::min(address + sizeof(Chunk::words) + 8, end);
     if (address >= loaded_ && wanted <= loaded_end_) return true;
-    buffer_.resize(kBuffer);
+    if (buffer_.size() == 0) buffer_ = base::PageBuffer(kBuffer);
     const std::size_t count = std::min<std::uint64_t>(kBuffer, end - address);
-    if (!memory_.read_exactly(base::Address(address), std::span(buffer_).first(count))) return false;
+    if (!memory_.read_exactly(base::Address(address), buffer_.span().first(count))) return false;
     loaded_ = address;
     loaded_end_ = address + count;
     return true;

@@ -13,6 +13,7 @@
 #include <random>
 #include <vector>
 
+#include "memattach/base/page_buffer.h"
 #include "memattach/process/maps.h"
 #include "memattach/process/memory.h"
 #include "memattach/trace/events.h"
@@ -55,7 +56,7 @@ class ChunkScan {
     [[nodiscard]] bool load(std::uint64_t address, std::uint64_t end);
 
     const process::Memory& memory_;
-    std::vector<std::byte> buffer_;
+    base::PageBuffer buffer_;
     std::uint64_t loaded_ = 0, loaded_end_ = 0;
     std::size_t wanted_ = 0;
     Picked picked_;
