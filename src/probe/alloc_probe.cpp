@@ -111,7 +111,7 @@ void AllocProbe::keep_user_share(Moment now) {
     const auto before_system = static_cast<double>(at_start_->system_ticks);
     const double prior = (before_user + 1) / (before_user + before_system + 1);
     const double user = static_cast<double>(present->user_ticks) - before_user;
-    const double stops = schedule_->figures(now).burnt_ns / kTickNs;
+    const double stops = schedule_->burnt_ns() / kTickNs;
     const double system = std::max(0.0, static_cast<double>(present->system_ticks) - before_system - stops);
     schedule_->set_user_share((user + kPriorTicks * prior) / (user + system + kPriorTicks));
 }

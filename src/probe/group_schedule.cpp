@@ -59,13 +59,13 @@ constexpr double kFirstCopyCostNs = 1e6;
 /// few.
 constexpr double kClockOff = 0.35;
 /// The first ones of all find the pages that a program uses: they are judged after so many.
-constexpr double kLeastComplete = 0.5, kCopiesToJudge = 48;
+constexpr double kLeastComplete = 0.5, kCopiesToJudge = 16;
 constexpr std::uint64_t kClockWindows = 256;
 /// The same, however dense, where less than this share of the shadows got as far as so many hits: on machines
 /// where a page fault takes tens of microseconds the time that a thread may be held is over after a few
 /// pages. Which allocations there are is seen as well in the target then. How much time they take isn't: that
 /// is known from the shadows that did get somewhere, or not at all.
-constexpr double kLeastWorth = 0.4, kWorthHits = 16, kCopiesToGiveUp = 24;
+constexpr double kLeastWorth = 0.4, kWorthHits = 16;
 /// What a stop makes a program slower by that is not so dense, by the caches that it leaves cold; give or
 /// take.
 constexpr double kColdCachesNs = 500, kColdCachesOffNs = 1'000;
@@ -237,13 +237,13 @@ void GroupSchedule::copy_missed(Moment now) {
 void GroupSchedule::copied(const ShadowResult& result) {
     if (!std::exchange(copy_pending_, false)) return;
     copy_work_.add(result.work_ns, kRateMemory);
+    complete_.add(result.complete ? 1 : 0, kCopiesToJudge);
     if (result.spoilt && ++spoilt_ < kMostSpoilt) {
         carried_ns_ = copy_span_ns_;
         return;
     }
     spoilt_ = 0;
-    complete_.add(result.complete ? 1 : 0, kCopiesToJudge);
-    worth_.add(result.complete || result.hits >= kWorthHits ? 1 : 0, kCopiesToGiveUp);
+    worth_.add(result.complete || result.hits >= kWorthHits ? 1 : 0, kCopiesToJudge);
     copy_ns_ = result.complete ? std::min(copy_ns_ * kCopyGrows, kCopyNs)
                                : std::max(copy_ns_ * kCopyShrinks, kShortestCopyNs);
     if (!result.ran) {
@@ -313,7 +313,7 @@ void GroupSchedule::learn_density(double hits, double bytes, double own_ns) {
 
 bool GroupSchedule::prefers_clock() {
     if (clock_windows_ == 0) {
-        shadows_fail_ = worth_.count >= kCopiesToGiveUp && worth_.value < kLeastWorth && !is_clockable();
+        shadows_fail_ = worth_.count >= kCopiesToJudge && worth_.value < kLeastWorth && !is_clockable();
         const bool cut = complete_.count >= kCopiesToJudge && complete_.value <= kLeastComplete;
         if (!shadows_fail_ && !(cut && is_clockable())) return false;
         complete_ = worth_ = {};

@@ -98,7 +98,6 @@ void Schedule::finish(Moment now) {
 Schedule::Figures Schedule::figures(Moment now) const {
     Figures f;
     f.own_ns = clock_.own_ns(now);
-    f.burnt_ns = clock_.burnt_ns();
     if (f.own_ns > 0) f.overhead = kAftermath * clock_.stopped_ns() / f.own_ns;
     f.stopped_ns = clock_.stopped_ns();
     f.hit_cpu_ns = clock_.stop_cpu_ns();

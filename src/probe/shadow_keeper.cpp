@@ -32,6 +32,7 @@ constexpr double kGain = 1.02;
 /// What a stub adds to a hit, among other instructions that don't wait for it.
 constexpr double kStubNs = 1.2;
 constexpr double kShortestNs = 15'000;
+/// No program allocates faster: less is an error of what was taken off.
 constexpr double kShortestGapNs = 10;
 /// Of a shadow's time so much is what the program would have taken: its caches and its branches are known, to
 /// its own processor. Of those sessions (kShadowSpread) half came out below 0.86 of the bytes without it.
@@ -40,8 +41,10 @@ constexpr double kProgramsOwn = 0.9;
 constexpr double kLeastStarts = 2;
 /// What starting and stopping costs isn't known to better than this.
 constexpr double kUnsureNs = 1'000;
-/// So often the shadow is made anew, to forget the pages that aren't touched any more.
-constexpr int kRunsPerSpace = 64;
+/// So often the shadow is made anew, to forget the pages that aren't touched any more: more often where
+/// there are many, each of which takes its time in each window.
+constexpr int kRunsPerSpace = 64, kRunsPerLargeSpace = 8;
+constexpr std::size_t kLargeSpace = 256;
 constexpr int kMostFailures = 3;
 /// What passes between a run's start, and its end, and the thread's. On a virtual machine whose page tables
 /// are kept by its hypervisor's software the first instruction may come 100 µs later.
@@ -123,15 +126,23 @@ class Keeper {
         measure();
         release();
         sampler_.keep_up();
+        const int most = pages_.known() > kLargeSpace ? kRunsPerLargeSpace : kRunsPerSpace;
+        const bool stays = space_ && runs_ < most && !outdated_ && pages_.fits();
+        const bool is_there = stays || build() || ++failures_ < kMostFailures;
         shared_.result.work_ns = static_cast<double>(base::monotonic_ns() - start_ns);
-        if (space_ && runs_ < kRunsPerSpace && !outdated_ && pages_.fits()) {
-            finish(ShadowShared::done);
-        } else {
-            finish(build() || ++failures_ < kMostFailures ? ShadowShared::done : ShadowShared::unavailable);
-        }
+        finish(is_there ? ShadowShared::done : ShadowShared::unavailable);
     }
 
   private:
+    struct Timed {
+        ShadowSpace::Run run;
+        double own_ns = 0;
+        std::array<double, 2> hits{};  ///< by group
+        double all_hits = 0;
+        double allocations = 0;  ///< of the window's group
+        std::size_t missed = 0;  ///< pages
+    };
+
     void finish(ShadowShared::State state) { shared_.state.store(state, std::memory_order_release); }
 
     void release() {
@@ -225,34 +236,26 @@ class Keeper {
             return;
         }
         // Forged counters can't say more than a processor can do.
-        const bool plausible = full.hits[group] < 1e3 + own_ns && own_ns > -kUnsureNs;
+        const bool plausible = full.all_hits < 1e3 + own_ns && own_ns > -kUnsureNs;
         // One more is where it ended.
         const bool undisturbed = full.missed <= kFewPages + (misses_page ? 1 : 0);
-        // What comes behind a page that couldn't be read in time isn't known. The window stays one: leaving
-        // out all those in which a program goes through fresh memory would leave out what it allocates for
-        // that. A few microseconds, or what is left of them without the start, must not stand for a span,
-        // though.
         // Where the start is dear, what is left may be nothing but an error of it.
         if (is_cut && is_start_dear() && own_ns < 2 * empty_ns()) return;
-        const double told_ns = std::max(own_ns, is_cut ? std::min(rest_ns, kShortestNs) : 0);
+        // What comes behind a page that can't be had, or a system call, isn't known. The window stays one:
+        // leaving out all those would leave out what is allocated before. A few microseconds, or what is left
+        // of them without the start, must not stand for a span, though.
+        const double least_ns = is_cut ? std::min(rest_ns, kShortestNs) : 0;
+        const double told_ns = std::max({own_ns, least_ns, kShortestGapNs * full.all_hits});
         if (plausible && undisturbed)
             sample(window, !is_cut || own_ns >= rest_ns, told_ns, full.hits[group], full.allocations);
     }
 
-    struct Timed {
-        ShadowSpace::Run run;
-        double own_ns = 0;
-        std::array<double, 2> hits{};  ///< by group
-        double all_hits = 0;
-        double allocations = 0;  ///< of the window's group
-        std::size_t missed = 0;  ///< pages
-    };
     /// Runs the state again and again for so much of its own time.
     Timed fastest(double length_ns) {
         const std::size_t group = group_of(shared_.window.group);
         Timed best;
         const auto rate_of = [](const Timed& timed) {
-            return (timed.all_hits + 1) / std::max(timed.own_ns, 1.0);
+            return (timed.all_hits + 1) / std::max({timed.own_ns, kShortestGapNs * timed.all_hits, 1.0});
         };
         const int most = pages_.known() > kDearPages ? kMostDearRuns : kMostRuns;
         for (int i = 0, since = 0; i < most && since < kRunsWithoutGain; ++i) {
@@ -262,8 +265,7 @@ class Keeper {
             if (timed.run.end == ShadowSpace::End::gone) return timed;
             timed.hits = {sampler_.hits(0), sampler_.hits(1)};
             timed.all_hits = timed.hits[0] + timed.hits[1];
-            // No program allocates faster: what is left is an error of what was taken off.
-            timed.own_ns = std::max(own_of(timed.run), kShortestGapNs * timed.all_hits);
+            timed.own_ns = own_of(timed.run);
             timed.allocations = sampler_.hits(group, true);
             timed.missed = pages_.missed_data() + pages_.missed_constants() - missed_before;
             since = i == 0 || rate_of(timed) > kGain * rate_of(best) ? 0 : since + 1;
@@ -365,8 +367,8 @@ class Keeper {
     int runs_ = 0;
     int failures_ = 0;  ///< to make a space, in a row
     bool outdated_ = false;
-    /// By group: how many runs in a row have found all their pages. After some the next will, most likely,
-    /// and nobody waits for it.
+    /// By group: how many states in a row have found nearly all their pages. After some the next will, most
+    /// likely, and nobody waits for it.
     std::array<int, 2> complete_runs_{};
 };
 

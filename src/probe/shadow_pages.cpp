@@ -8,12 +8,15 @@ namespace {
 
 constexpr std::size_t kMostConstants = 2048;
 constexpr std::size_t kFirstAhead = 1, kMostAhead = 64;
-/// Which of the pages that are brought each time are still in use doesn't show. So many stay when the space
-/// is made anew; of the others those that are needed are missed once.
-constexpr double kStays = 0.8;
+/// Which of the pages that are brought each time are still in use doesn't show. When the space is made anew
+/// most of those stay that were missed again after they had been left out, few of those that were missed
+/// once: a program may just have passed them. Each costs a microsecond of each window, and a miss twenty.
+constexpr double kAgain = 1.5, kAgainStay = 0.95, kOnce = 0.5, kOnceStay = 0.35, kOthersStay = 0.15;
+constexpr double kFades = 0.9, kForgotten = 0.3;
 /// A program that misses more pages in one state than so many goes all over its heap.
 constexpr std::size_t kManyMissed = 6;
 constexpr std::uint64_t kAround = 16 << 10;
+/// Of one state.
 constexpr std::size_t kMostLate = 256;
 
 }  // namespace
@@ -24,13 +27,18 @@ void ShadowPages::begin_space(ShadowSpace& space, std::span<const process::Mappi
         if (is_constant(page)) space.fill(page, *content);
     }
     static constexpr Page kEmpty{};
-    std::bernoulli_distribution stays(fits() ? kStays : kStays / 2);
+    std::uniform_real_distribution<double> chance;
+    const double room = fits() ? 1 : 0.5;
     for (auto entry = data_.begin(); entry != data_.end();) {
-        const bool stayed =
-            stays(random_) && !is_constant(entry->first) && space.fill_data(entry->first, kEmpty);
-        entry->second = kEmpty.data();
+        const auto missed = missed_.find(entry->first);
+        const double times = missed == missed_.end() ? 0 : missed->second;
+        const double stays = times > kAgain ? kAgainStay : times > kOnce ? kOnceStay : kOthersStay;
+        const bool stayed = chance(random_) < room * stays && !is_constant(entry->first) &&
+                            space.fill_data(entry->first, kEmpty);
         entry = stayed ? std::next(entry) : data_.erase(entry);
     }
+    for (auto& [page, times] : missed_) times *= kFades;
+    std::erase_if(missed_, [](const auto& entry) { return entry.second < kForgotten; });
 }
 
 /// A page that can't be read any more is none that the program will touch before it asks for it again.
@@ -39,16 +47,8 @@ void ShadowPages::begin_state() {
     next_page_ = 0;
     ahead_ = 1;
     missed_here_ = late_ = 0;
-    pieces_.clear();
-    for (auto& [page, content] : data_) {
-        const std::span<std::byte> space = new_pages(1);
-        content = space.data();
-        if (!pieces_.empty() && pieces_.back().from + pieces_.back().out.size() == base::Address(page)) {
-            pieces_.back().out = std::span(pieces_.back().out.data(), pieces_.back().out.size() + kPage);
-        } else {
-            pieces_.push_back({base::Address(page), space});
-        }
-    }
+    for (auto& [page, content] : data_) content = new_pages(1).data();
+    list_pieces();
     for (std::size_t first = 0; first < pieces_.size();) {
         first += target_.read_pieces(std::span(pieces_).subspan(first));
         if (first == pieces_.size()) break;
@@ -73,22 +73,24 @@ std::span<std::byte> ShadowPages::new_pages(std::size_t count) {
 }
 
 bool ShadowPages::restore(ShadowSpace& space) {
-    contents_.clear();
-    for (const auto& [page, content] : data_) {
-        add_content(page, content);
-    }
-    return space.overwrite(contents_);
+    list_pieces();
+    return space.overwrite(pieces_);
 }
 
-void ShadowPages::add_content(std::uint64_t page, const std::byte* content) {
-    if (!contents_.empty()) {
-        ShadowSpace::Contents& last = contents_.back();
-        if (last.page + last.bytes.size() == page && last.bytes.data() + last.bytes.size() == content) {
-            last.bytes = std::span(last.bytes.data(), last.bytes.size() + kPage);
-            return;
+/// Pages in a row whose contents are, too, are one piece: to read or write that takes a third less.
+void ShadowPages::list_pieces() {
+    pieces_.clear();
+    for (const auto& [page, content] : data_) {
+        if (!pieces_.empty()) {
+            std::span<std::byte>& last = pieces_.back().out;
+            if (pieces_.back().from + last.size() == base::Address(page) &&
+                last.data() + last.size() == content) {
+                last = std::span(last.data(), last.size() + kPage);
+                continue;
+            }
         }
+        pieces_.push_back({base::Address(page), std::span(content, kPage)});
     }
-    contents_.push_back({page, std::span(content, kPage)});
 }
 
 /// What lies in no mapping may be in one that is new.
@@ -107,6 +109,7 @@ bool ShadowPages::bring(ShadowSpace& space, std::uint64_t page) {
     }
     ++missed_data_;
     ++missed_here_;
+    missed_[page] += 1;
     ahead_ = page == next_page_ ? std::min(2 * ahead_, kMostAhead) : kFirstAhead;
     std::size_t count = 1;
     while (count < ahead_ && data_.count(page + count * kPage) == 0 && !is_constant(page + count * kPage))

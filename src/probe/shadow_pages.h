@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "memattach/base/page_buffer.h"
 #include "memattach/probe/patches.h"
 #include "memattach/probe/shadow.h"
 #include "memattach/process/maps.h"
@@ -63,7 +64,7 @@ class ShadowPages {
     bool read_constant(std::uint64_t page, Page& content);
     /// Contiguous; empty where there is no room left.
     std::span<std::byte> new_pages(std::size_t count);
-    void add_content(std::uint64_t page, const std::byte* content);
+    void list_pieces();
     bool bring_around(ShadowSpace& space, std::uint64_t page);
     bool bring_data(ShadowSpace& space, std::uint64_t page, std::size_t count);
 
@@ -72,15 +73,16 @@ class ShadowPages {
     std::span<const Redirect> redirects_;
     ShadowShared& shared_;
     std::span<const process::Mapping> mappings_;
-    std::map<std::uint64_t, const std::byte*> data_;  ///< in the space: page, content
+    std::map<std::uint64_t, std::byte*> data_;  ///< in the space: page, content in the present state
+    /// How often a page was missed in the last spaces, the last ones counting most.
+    std::unordered_map<std::uint64_t, double> missed_;
     std::mt19937_64 random_{1};
     std::unordered_map<std::uint64_t, std::unique_ptr<Page>> constants_;
-    std::vector<std::byte> pool_ = std::vector<std::byte>(kPoolPages * kPage);
+    base::PageBuffer pool_{kPoolPages * kPage};
     std::size_t pool_used_ = 0;
     std::uint64_t next_page_ = 0;  ///< behind the last that was brought
     std::size_t ahead_ = 1, missed_here_ = 0, late_ = 0;
     std::size_t missed_data_ = 0, missed_constants_ = 0;
-    std::vector<ShadowSpace::Contents> contents_;
     std::vector<process::Memory::Piece> pieces_;
     std::vector<std::pair<std::uint64_t, std::byte>> originals_;
 };

@@ -179,15 +179,16 @@ void ShadowSpace::set_cpu(int cpu) {
     sched_setaffinity(pid_, sizeof set, &set);
 }
 
-/// 0 for what can't be known.
 void ShadowSpace::measure_switches() {
     const std::uint64_t end = areas_.front().at + kPage;
     empty_ns_ = least_cpu_ns(end - 1);  // an int3
     if (empty_ns_ == 0) return;
-    const std::uint64_t calls_ns = least_cpu_ns(end - kCallsBytes) - kCalls * kCallNs;
-    call_ns_ = (calls_ns - std::min(calls_ns, empty_ns_)) / kCalls;
+    const std::uint64_t calls_ns = least_cpu_ns(end - kCallsBytes);
+    const std::uint64_t apart_ns = empty_ns_ + kCalls * kCallNs;
+    call_ns_ = calls_ns > apart_ns ? (calls_ns - apart_ns) / kCalls : empty_ns_;
 }
 
+/// 0 where a run can't be made.
 std::uint64_t ShadowSpace::least_cpu_ns(std::uint64_t pc) {
     user_regs_struct registers{};
     if (ptrace(PTRACE_GETREGS, pid_, nullptr, &registers) != 0) return 0;

@@ -303,17 +303,17 @@ bool ShadowSpace::fill_data(std::uint64_t page, std::span<const std::byte> conte
     return ioctl(faults_.get(), UFFDIO_COPY, &order) == 0;
 }
 
-bool ShadowSpace::overwrite(std::span<const Contents> contents) {
+bool ShadowSpace::overwrite(std::span<const process::Memory::Piece> contents) {
     constexpr std::size_t kBatch = 256;
     std::array<iovec, kBatch> local, remote;
     for (std::size_t first = 0; first < contents.size(); first += kBatch) {
         const std::size_t count = std::min(kBatch, contents.size() - first);
         std::size_t bytes = 0;
         for (std::size_t i = 0; i < count; ++i) {
-            const Contents& piece = contents[first + i];
-            local[i] = {const_cast<std::byte*>(piece.bytes.data()), piece.bytes.size()};
-            remote[i] = {reinterpret_cast<void*>(piece.page), piece.bytes.size()};
-            bytes += piece.bytes.size();
+            const process::Memory::Piece& piece = contents[first + i];
+            local[i] = {piece.out.data(), piece.out.size()};
+            remote[i] = {reinterpret_cast<void*>(piece.from.value()), piece.out.size()};
+            bytes += piece.out.size();
         }
         if (process_vm_writev(pid_, local.data(), count, remote.data(), count, 0) !=
             static_cast<ssize_t>(bytes))

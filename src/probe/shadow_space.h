@@ -54,12 +54,8 @@ class ShadowSpace {
     [[nodiscard]] ShadowKernel& kernel() { return kernel_; }
     /// The runs that follow are of another state: they all read the same time.
     void begin_state();
-    struct Contents {
-        std::uint64_t page = 0;
-        std::span<const std::byte> bytes;  ///< of this page and those behind it
-    };
-    /// Writes over pages that are there and writable: false where one isn't.
-    bool overwrite(std::span<const Contents> contents);
+    /// Writes pieces of whole pages over pages that are there and writable: false where one isn't.
+    bool overwrite(std::span<const process::Memory::Piece> contents);
     /// The beginning of a run.
     bool set_state(user_regs_struct registers, std::span<const std::byte> extended_state);
 

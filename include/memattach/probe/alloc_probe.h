@@ -143,7 +143,7 @@ class AllocProbe final : public TracerClient {
     ByteSampler sampler_;
     std::mt19937_64 random_;
     std::optional<Schedule> schedule_;
-    std::optional<process::Stat> at_start_;
+    std::optional<process::Stat> at_start_;  ///< of the target
     std::uint64_t share_read_ns_ = 0;
     Plan plan_;
     pid_t asked_tid_ = 0;                        ///< being stopped for a shadow

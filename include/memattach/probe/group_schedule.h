@@ -77,14 +77,14 @@ class GroupSchedule {
     /// It was in the kernel for as long as a window, or had gone to sleep before it could be stopped: another
     /// one is asked.
     void copy_missed(Moment now);
-    /// How much of its own time the target is outside of the kernel, where shadows are: that is what their
-    /// windows stand for.
-    void set_user_share(double share) { user_share_ = share; }
     /// A thread that was in a system call comes out of it: whether that took longer than a window.
     [[nodiscard]] bool is_copy_late(Moment now) const {
         return static_cast<double>(now.wall_ns - opened_wall_ns_) > window_ns_;
     }
     void copied(const ShadowResult& result);
+    /// How much of its own time the target is outside of the kernel, where shadows are: that is what their
+    /// windows stand for.
+    void set_user_share(double share) { user_share_ = share; }
 
     [[nodiscard]] double sampling_bytes() const;
     [[nodiscard]] bool is_windowed() const { return !always_; }
@@ -179,7 +179,7 @@ class GroupSchedule {
     bool copy_ = false;          ///< the present window is one
     bool copy_pending_ = false;  ///< its result is awaited
     int failed_copies_ = 0;      ///< in a row
-    int spoilt_ = 0;             ///< in a row
+    int spoilt_ = 0;             ///< that went astray, in a row
     int missed_ = 0;             ///< threads that weren't to be had, in a row
     double user_share_ = 1;
     double copy_ns_ = 0;         ///< how long the next one is to be

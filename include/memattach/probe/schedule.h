@@ -101,6 +101,8 @@ class Schedule {
         object_.allow_copies(available, ready);
     }
 
+    /// As StopClock::burnt_ns().
+    [[nodiscard]] double burnt_ns() const { return clock_.burnt_ns(); }
     /// As GroupSchedule::set_user_share().
     void set_user_share(double share) {
         malloc_.set_user_share(share);
@@ -122,7 +124,6 @@ class Schedule {
 
     struct Figures {
         double own_ns = 0;
-        double burnt_ns = 0;  ///< of the target's CPU time, by stops
         double overhead = 0;  ///< stopped / own so far
         double stopped_ns = 0;
         double hit_cpu_ns = 0;   ///< a stop's cost in the thread's own CPU time
