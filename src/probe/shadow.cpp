@@ -30,7 +30,8 @@ void Shadow::announce() {
     wake();
 }
 
-/// Waits here: the thread would be the only one to gain from a processor that is let go.
+/// Waits here: the thread would be the only one to gain from a processor that is let go. Reads meanwhile, on
+/// the processor whose caches have what the thread has used.
 void Shadow::submit(const ShadowWindow& window, pid_t tid, const user_regs_struct& registers, int own_cpu) {
     shared_.window = window;
     shared_.tid = tid;
@@ -38,11 +39,13 @@ void Shadow::submit(const ShadowWindow& window, pid_t tid, const user_regs_struc
     shared_.registers = registers;
     iovec area{shared_.extended_state.data(), shared_.extended_state.size()};
     shared_.state_bytes = ptrace(PTRACE_GETREGSET, tid, NT_X86_XSTATE, &area) == 0 ? area.iov_len : 0;
+    shared_.reads.begin();
     shared_.released.store(0, std::memory_order_relaxed);
     shared_.hold_over.store(0, std::memory_order_relaxed);
     shared_.state.store(ShadowShared::submitted, std::memory_order_release);
     wake();
     const std::uint64_t until_ns = base::monotonic_ns() + kLongestHoldNs;
+    shared_.reads.help(target_);
     while (shared_.released.load(std::memory_order_acquire) == 0 && base::monotonic_ns() < until_ns) {
         sched_yield();  // on a machine with one processor the keeper needs it
     }

@@ -25,9 +25,7 @@ constexpr double kWarmShare = 1.5, kWarmMoreNs = 15'000;
 /// through the window: three times as slow at first, and even after four runs a program that goes over
 /// hundreds of pages gets faster. Whatever else happens on the machine only makes a run slower, single ones
 /// by two: the fastest counts. Runs go on until so many in a row have gained nothing.
-constexpr int kMostRuns = 8, kMostDearRuns = 4, kRunsWithoutGain = 2;
-/// Writing back so many pages takes several times as long as a run.
-constexpr std::size_t kDearPages = 512;
+constexpr int kMostRuns = 8, kRunsWithoutGain = 2;
 constexpr double kGain = 1.02;
 /// What a stub adds to a hit, among other instructions that don't wait for it.
 constexpr double kStubNs = 1.2;
@@ -41,17 +39,16 @@ constexpr double kProgramsOwn = 0.9;
 constexpr double kLeastStarts = 2;
 /// What starting and stopping costs isn't known to better than this.
 constexpr double kUnsureNs = 1'000;
-/// So often the shadow is made anew, to forget the pages that aren't touched any more: more often where
-/// there are many, each of which takes its time in each window.
-constexpr int kRunsPerSpace = 64, kRunsPerLargeSpace = 8;
-constexpr std::size_t kLargeSpace = 256;
+/// So often the shadow is made anew: what was code or a constant then may be something else by now.
+constexpr int kRunsPerSpace = 512;
 constexpr int kMostFailures = 3;
 /// What passes between a run's start, and its end, and the thread's. On a virtual machine whose page tables
 /// are kept by its hypervisor's software the first instruction may come 100 µs later.
 constexpr double kMostStartingNs = 300'000;
-constexpr int kTrustedRuns = 2;
 /// Pages that a run may still miss without being spoilt by it.
 constexpr std::size_t kFewPages = 4;
+/// Where fewer of the last states missed more than that, nobody waits until the next has found its pages.
+constexpr double kTrusted = 0.3, kTrustMemory = 8, kStatesToTrust = 4;
 
 /// How much longer a run takes because it begins with cold caches.
 ///
@@ -126,8 +123,8 @@ class Keeper {
         measure();
         release();
         sampler_.keep_up();
-        const int most = pages_.known() > kLargeSpace ? kRunsPerLargeSpace : kRunsPerSpace;
-        const bool stays = space_ && runs_ < most && !outdated_ && pages_.fits();
+        if (space_) pages_.learn(finds_most(group_of(shared_.window.group)));
+        const bool stays = space_ && runs_ < kRunsPerSpace && !outdated_ && !pages_.is_full();
         const bool is_there = stays || build() || ++failures_ < kMostFailures;
         shared_.result.work_ns = static_cast<double>(base::monotonic_ns() - start_ns);
         finish(is_there ? ShadowShared::done : ShadowShared::unavailable);
@@ -152,11 +149,13 @@ class Keeper {
 
     bool build() {
         space_.reset();
+        if (pages_.data_fd() < 0) return false;
         mappings_ = process::read_maps(target_);
         // A run takes 25 µs instead of 10 where the shadow has to wake another processor at its end: it
         // starts where this process is, and stays there.
         choose_cpu();
-        const ShadowSpace::Options options{memory_, mappings_, sites_, unmapped_, &counters_};
+        const ShadowSpace::Options options{memory_,   mappings_,  sites_,
+                                           unmapped_, &counters_, pages_.data_fd()};
         space_ = std::make_unique<ShadowSpace>(options);
         if (space_->empty_run_ns() == 0) {
             space_.reset();
@@ -165,7 +164,6 @@ class Keeper {
         space_->kernel().set_pid(process::namespace_tid(target_, target_).value_or(0));
         pages_.begin_space(*space_, mappings_);
         runs_ = 0;
-        complete_runs_ = {};
         outdated_ = false;
         failures_ = 0;
         return true;
@@ -175,7 +173,8 @@ class Keeper {
     bool restore() {
         counters_.hits.fill(0);
         const std::size_t bytes = std::min<std::size_t>(shared_.state_bytes, ShadowShared::kStateBytes);
-        return bytes != 0 && pages_.restore(*space_) &&
+        pages_.restore();
+        return bytes != 0 &&
                space_->set_state(shared_.registers, std::span(shared_.extended_state).first(bytes));
     }
 
@@ -197,11 +196,13 @@ class Keeper {
         const double rest_ns = std::clamp(std::max(window.own_ns, kLeastStarts * cold_ns()), 0.0, 10e6);
         choose_cpu();
         space_->begin_state();
-        pages_.begin_state();
+        if (space_->replaces(shared_.registers.rip) || !pages_.begin_state()) {
+            shared_.result.spoilt = true;
+            return;
+        }
         sampler_.see_stack(shared_.registers.fs_base);
         const std::size_t missed_before = pages_.missed_data();
-        int& complete = complete_runs_[group];
-        if (complete >= kTrustedRuns) release();
+        if (finds_most(group)) release();
         static_cast<void>(go(kWarmShare * rest_ns + kWarmMoreNs, [this] { release(); }));
         release();
         const Timed full = fastest(rest_ns);
@@ -228,10 +229,9 @@ class Keeper {
         own_ns = kProgramsOwn * (own_ns - std::min(cold_ns(), std::max(own_ns, 0.0)));
         const bool misses_page = full.run.end == ShadowSpace::End::missing_page;
         const bool finds_pages = !misses_page && pages_.missed_data() - missed_before <= kFewPages;
-        complete = finds_pages ? complete + 1 : 0;
+        missing_[group].add(finds_pages ? 0 : 1, kTrustMemory);
         // It went astray in memory that had changed when it was read: what it did isn't what the thread did.
         if (full.run.end == ShadowSpace::End::stopped && pages_.late() > 0 && space_->has_faulted()) {
-            complete = 0;
             shared_.result.spoilt = true;
             return;
         }
@@ -257,8 +257,7 @@ class Keeper {
         const auto rate_of = [](const Timed& timed) {
             return (timed.all_hits + 1) / std::max({timed.own_ns, kShortestGapNs * timed.all_hits, 1.0});
         };
-        const int most = pages_.known() > kDearPages ? kMostDearRuns : kMostRuns;
-        for (int i = 0, since = 0; i < most && since < kRunsWithoutGain; ++i) {
+        for (int i = 0, since = 0; i < kMostRuns && since < kRunsWithoutGain; ++i) {
             Timed timed;
             const std::size_t missed_before = pages_.missed_data() + pages_.missed_constants();
             timed.run = go(length_ns);
@@ -274,6 +273,9 @@ class Keeper {
         return best;
     }
 
+    [[nodiscard]] bool finds_most(std::size_t group) const {
+        return missing_[group].count >= kStatesToTrust && missing_[group].value < kTrusted;
+    }
     [[nodiscard]] double empty_ns() const { return static_cast<double>(space_->empty_run_ns()); }
     [[nodiscard]] double cold_ns() const { return cold_.ns(empty_ns()); }
     /// What is left of a short run's time is mostly its start.
@@ -367,9 +369,7 @@ class Keeper {
     int runs_ = 0;
     int failures_ = 0;  ///< to make a space, in a row
     bool outdated_ = false;
-    /// By group: how many states in a row have found nearly all their pages. After some the next will, most
-    /// likely, and nobody waits for it.
-    std::array<int, 2> complete_runs_{};
+    std::array<RunningMean, 2> missing_{};  ///< by group: in how many of the states pages were missed
 };
 
 /// For give_up(), which can't be handed it.
@@ -383,13 +383,15 @@ void give_up(int) {
 }
 
 /// A process of real-time priority that doesn't stop would take a processor away from everybody else: one
-/// that hasn't slept for seconds ends (RLIMIT_RTTIME, setrlimit(2)). Its shadow goes with it.
-void give_up_on_runaway(ShadowShared& shared) {
+/// that hasn't slept for seconds ends (RLIMIT_RTTIME, setrlimit(2)), and so does one for whose pages there is
+/// no memory left (SIGBUS). Its shadow goes with it.
+void give_up_in_time(ShadowShared& shared) {
     constexpr rlim_t kSoftUs = 2'000'000, kHardUs = 3'000'000;
     own_shared = &shared;
     struct sigaction action {};
     action.sa_handler = give_up;
     sigaction(SIGXCPU, &action, nullptr);
+    sigaction(SIGBUS, &action, nullptr);
     const rlimit limit{kSoftUs, kHardUs};
     setrlimit(RLIMIT_RTTIME, &limit);
 }
@@ -405,7 +407,7 @@ void keep_shadow(pid_t target, const python::Runtime& runtime, const SiteMap& ma
     sched_param realtime{};
     realtime.sched_priority = 2;
     sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &realtime);
-    give_up_on_runaway(shared);
+    give_up_in_time(shared);
     // Waits are 100 µs long and must not be rounded up.
     prctl(PR_SET_TIMERSLACK, 1'000UL);
     sigset_t child;

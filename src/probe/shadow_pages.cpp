@@ -3,62 +3,126 @@
 #include <algorithm>
 #include <cstring>
 
+#include "memattach/base/clock.h"
+
 namespace memattach::probe {
 namespace {
 
 constexpr std::size_t kMostConstants = 2048;
 constexpr std::size_t kFirstAhead = 1, kMostAhead = 64;
-/// Which of the pages that are brought each time are still in use doesn't show. When the space is made anew
-/// most of those stay that were missed again after they had been left out, few of those that were missed
-/// once: a program may just have passed them. Each costs a microsecond of each window, and a miss twenty.
-constexpr double kAgain = 1.5, kAgainStay = 0.95, kOnce = 0.5, kOnceStay = 0.35, kOthersStay = 0.15;
-constexpr double kFades = 0.9, kForgotten = 0.3;
+/// How often a page is used is learned by leaving it out of the space, now and then: what is left out is put
+/// back where it is missed, as it was when the state was taken. `kLearn`: what one state says. A page that
+/// has been missed is known to be in use, what came along with it isn't.
+constexpr double kLearn = 0.3, kMissedUse = 0.5, kBroughtUse = 0.15;
+/// Pages in use are left out in so many of the states, others more often.
+constexpr double kSurelyUsed = 0.6, kSureTest = 0.1, kTest = 0.35;
+/// A page that is used in fewer of the states is forgotten: a miss takes as long as ten pages that are read
+/// for nothing.
+constexpr double kLeastUse = 0.1;
+/// Where there are more, or reading them takes more of the time that a thread is held for, those have to be
+/// used more often.
+constexpr std::size_t kMostPages = 1024;
+constexpr std::uint64_t kMostReadNs = Shadow::kLongestHoldNs / 2;
+constexpr double kLeastUseOfMany = 0.3;
 /// A program that misses more pages in one state than so many goes all over its heap.
 constexpr std::size_t kManyMissed = 6;
 constexpr std::uint64_t kAround = 16 << 10;
 /// Of one state.
 constexpr std::size_t kMostLate = 256;
 
-}  // namespace
-
-void ShadowPages::begin_space(ShadowSpace& space, std::span<const process::Mapping> mappings) {
-    mappings_ = mappings;
-    for (const auto& [page, content] : constants_) {
-        if (is_constant(page)) space.fill(page, *content);
-    }
-    static constexpr Page kEmpty{};
-    std::uniform_real_distribution<double> chance;
-    const double room = fits() ? 1 : 0.5;
-    for (auto entry = data_.begin(); entry != data_.end();) {
-        const auto missed = missed_.find(entry->first);
-        const double times = missed == missed_.end() ? 0 : missed->second;
-        const double stays = times > kAgain ? kAgainStay : times > kOnce ? kOnceStay : kOthersStay;
-        const bool stayed = chance(random_) < room * stays && !is_constant(entry->first) &&
-                            space.fill_data(entry->first, kEmpty);
-        entry = stayed ? std::next(entry) : data_.erase(entry);
-    }
-    for (auto& [page, times] : missed_) times *= kFades;
-    std::erase_if(missed_, [](const auto& entry) { return entry.second < kForgotten; });
+bool is_same(const process::Mapping& a, const process::Mapping& b) {
+    return a.start == b.start && a.end == b.end && a.file_offset == b.file_offset && a.same_file(b);
 }
 
-/// A page that can't be read any more is none that the program will touch before it asks for it again.
-void ShadowPages::begin_state() {
+}  // namespace
+
+ShadowPages::ShadowPages(const process::Memory& target, const PatchTable& patches,
+                         std::span<const Redirect> redirects, ShadowShared& shared)
+    : target_(target), patches_(patches), redirects_(redirects), shared_(shared) {}
+
+void ShadowPages::begin_space(ShadowSpace& space, std::span<const process::Mapping> mappings) {
+    const std::vector<process::Mapping> before =
+        std::exchange(mappings_, std::vector<process::Mapping>(mappings.begin(), mappings.end()));
+    std::erase_if(constants_, [&](const auto& entry) {
+        const process::Mapping* then = process::find_mapping(before, base::Address(entry.first));
+        const process::Mapping* now = mapping_of(entry.first);
+        return then == nullptr || now == nullptr || !is_constant(entry.first) || !is_same(*then, *now);
+    });
+    for (const auto& [page, content] : constants_) space.fill(page, *content);
+    if (store_.is_full()) {
+        store_.clear();
+        data_.clear();
+    }
+    // What was given to the shadow alone is elsewhere in this one.
+    for (auto entry = data_.begin(); entry != data_.end();) {
+        const process::Mapping* mapping = mapping_of(entry->first);
+        entry = mapping != nullptr && holds_data(*mapping) ? std::next(entry) : drop(entry);
+    }
+    list_reads();
+}
+
+/// Where the next state's contents will be.
+void ShadowPages::list_reads() {
+    shared_.reads.clear();
     pool_used_ = 0;
+    for (auto& [page, held] : data_) {
+        shared_.reads.add(page, pool_used_);
+        held.content = new_pages(1).data();
+    }
+    listed_ = false;
+}
+
+bool ShadowPages::begin_state() {
+    const std::uint64_t start_ns = base::monotonic_ns();
     next_page_ = 0;
     ahead_ = 1;
     missed_here_ = late_ = 0;
-    for (auto& [page, content] : data_) content = new_pages(1).data();
-    list_pieces();
-    for (std::size_t first = 0; first < pieces_.size();) {
-        first += target_.read_pieces(std::span(pieces_).subspan(first));
-        if (first == pieces_.size()) break;
-        const process::Memory::Piece& torn = pieces_[first++];
-        for (std::size_t at = 0; at < torn.out.size(); at += kPage) {
-            const std::span<std::byte> page = torn.out.subspan(at, kPage);
-            if (!target_.read_exactly(torn.from + at, page)) std::memset(page.data(), 0, kPage);
-        }
+    PageReads& reads = shared_.reads;
+    reads.help(target_);
+    while (!reads.is_over()) {
+        if (!is_held()) return false;
+        __builtin_ia32_pause();
     }
-    for (const process::Memory::Piece& piece : pieces_) redirect(piece.from.value(), piece.out);
+    std::vector<std::uint64_t> gone;
+    for (const PageReads::Run& run : reads.runs()) {
+        const std::span<std::byte> contents = reads.pool().subspan(run.place * kPage, run.pages * kPage);
+        for (std::size_t at = 0; run.failed && at < contents.size(); at += kPage) {
+            if (!target_.read_exactly(base::Address(run.page + at), contents.subspan(at, kPage)))
+                gone.push_back(run.page + at);
+        }
+        redirect(run.page, contents);
+    }
+    // What can't be read any more the program won't touch before it asks for it again.
+    for (const std::uint64_t page : gone) drop(data_.find(page));
+    read_ns_ = base::monotonic_ns() - start_ns;
+    return is_held();
+}
+
+void ShadowPages::learn(bool tests) {
+    const double least = data_.size() > kMostPages || read_ns_ > kMostReadNs ? kLeastUseOfMany : kLeastUse;
+    std::uniform_real_distribution<double> chance;
+    for (auto entry = data_.begin(); entry != data_.end();) {
+        Held& held = entry->second;
+        if (held.is_tested) held.use += kLearn * ((held.place != nullptr ? 1 : 0) - held.use);
+        if (held.use < least) {
+            entry = drop(entry);
+            continue;
+        }
+        held.is_tested = tests && chance(random_) < (held.use > kSurelyUsed ? kSureTest : kTest);
+        if (held.is_tested && held.place != nullptr) {
+            store_.drop(entry->first);
+            held.place = nullptr;
+        }
+        ++entry;
+    }
+    list_reads();
+}
+
+std::map<std::uint64_t, ShadowPages::Held>::iterator ShadowPages::drop(
+    std::map<std::uint64_t, Held>::iterator entry) {
+    if (entry->second.place != nullptr) store_.drop(entry->first);
+    listed_ = false;
+    return data_.erase(entry);
 }
 
 bool ShadowPages::is_held() const {
@@ -66,40 +130,42 @@ bool ShadowPages::is_held() const {
 }
 
 std::span<std::byte> ShadowPages::new_pages(std::size_t count) {
-    if (pool_used_ + count > kPoolPages) return {};
-    const std::span<std::byte> out(pool_.data() + pool_used_ * kPage, count * kPage);
+    if (pool_used_ + count > PageReads::kPoolPages) return {};
+    const std::span<std::byte> out = shared_.reads.pool().subspan(pool_used_ * kPage, count * kPage);
     pool_used_ += count;
     return out;
 }
 
-bool ShadowPages::restore(ShadowSpace& space) {
-    list_pieces();
-    return space.overwrite(pieces_);
+void ShadowPages::restore() {
+    if (!listed_) list_copies();
+    for (const Copy& copy : copies_) std::memcpy(copy.place, copy.content, copy.size_bytes);
 }
 
-/// Pages in a row whose contents are, too, are one piece: to read or write that takes a third less.
-void ShadowPages::list_pieces() {
-    pieces_.clear();
-    for (const auto& [page, content] : data_) {
-        if (!pieces_.empty()) {
-            std::span<std::byte>& last = pieces_.back().out;
-            if (pieces_.back().from + last.size() == base::Address(page) &&
-                last.data() + last.size() == content) {
-                last = std::span(last.data(), last.size() + kPage);
+void ShadowPages::list_copies() {
+    copies_.clear();
+    for (const auto& [page, held] : data_) {
+        if (held.place == nullptr) continue;
+        if (!copies_.empty()) {
+            Copy& last = copies_.back();
+            if (last.content + last.size_bytes == held.content &&
+                last.place + last.size_bytes == held.place) {
+                last.size_bytes += kPage;
                 continue;
             }
         }
-        pieces_.push_back({base::Address(page), std::span(content, kPage)});
+        copies_.push_back({held.place, held.content, kPage});
     }
+    listed_ = true;
+}
+
+const process::Mapping* ShadowPages::mapping_of(std::uint64_t page) const {
+    return process::find_mapping(mappings_, base::Address(page));
 }
 
 /// What lies in no mapping may be in one that is new.
 bool ShadowPages::is_constant(std::uint64_t page) const {
-    const auto above = std::upper_bound(
-        mappings_.begin(), mappings_.end(), page,
-        [](std::uint64_t at, const process::Mapping& mapping) { return at < mapping.start.value(); });
-    return above != mappings_.begin() && std::prev(above)->contains(base::Address(page)) &&
-           !std::prev(above)->writable;
+    const process::Mapping* mapping = mapping_of(page);
+    return mapping != nullptr && !holds_data(*mapping);
 }
 
 bool ShadowPages::bring(ShadowSpace& space, std::uint64_t page) {
@@ -107,52 +173,65 @@ bool ShadowPages::bring(ShadowSpace& space, std::uint64_t page) {
         ++missed_constants_;
         return bring_constant(space, page);
     }
+    const auto known = data_.find(page);
+    if (known != data_.end() && known->second.place == nullptr)
+        return put(page, known->second) && space.wake(page);
     ++missed_data_;
     ++missed_here_;
-    missed_[page] += 1;
     ahead_ = page == next_page_ ? std::min(2 * ahead_, kMostAhead) : kFirstAhead;
     std::size_t count = 1;
     while (count < ahead_ && data_.count(page + count * kPage) == 0 && !is_constant(page + count * kPage))
         ++count;
     next_page_ = page + count * kPage;
     if (count == 1 && missed_here_ > kManyMissed && bring_around(space, page)) return true;
-    if (bring_data(space, page, count)) return true;
+    if (bring_data(space, page, count, page)) return true;
     next_page_ = page + kPage;
-    return count > 1 && bring_data(space, page, 1);
+    return count > 1 && bring_data(space, page, 1, page);
 }
 
 /// Where a program goes all over its heap: with its neighbours that aren't there.
 bool ShadowPages::bring_around(ShadowSpace& space, std::uint64_t page) {
     const std::uint64_t bytes = missed_here_ > 3 * kManyMissed ? 2 * kAround : kAround;
     const std::uint64_t first = page & ~(bytes - 1);
-    const auto mapping = std::upper_bound(
-        mappings_.begin(), mappings_.end(), page,
-        [](std::uint64_t at, const process::Mapping& next) { return at < next.start.value(); });
-    if (mapping == mappings_.begin() || !std::prev(mapping)->contains(base::Address(page))) return false;
+    const process::Mapping* mapping = mapping_of(page);
+    if (mapping == nullptr) return false;
     std::uint64_t from = page;
     std::uint64_t to = page + kPage;
-    while (from > first && from > std::prev(mapping)->start.value() && data_.count(from - kPage) == 0)
-        from -= kPage;
-    while (to < first + bytes && to < std::prev(mapping)->end.value() && data_.count(to) == 0) to += kPage;
-    return bring_data(space, from, (to - from) / kPage);
+    while (from > first && from > mapping->start.value() && data_.count(from - kPage) == 0) from -= kPage;
+    while (to < first + bytes && to < mapping->end.value() && data_.count(to) == 0) to += kPage;
+    return bring_data(space, from, (to - from) / kPage, page);
 }
 
-bool ShadowPages::bring_data(ShadowSpace& space, std::uint64_t page, std::size_t count) {
+/// `count` pages from `first` on, for the shadow that misses `page`.
+bool ShadowPages::bring_data(ShadowSpace& space, std::uint64_t first, std::size_t count, std::uint64_t page) {
     const std::span<std::byte> contents = new_pages(count);
     if (contents.empty()) return false;
     // Late, it is as it was a moment later: most of what lies in memory doesn't change in a millisecond.
     const bool held = is_held();
     const bool read =
-        (held || late_ + count <= kMostLate) && target_.read_exactly(base::Address(page), contents);
+        (held || late_ + count <= kMostLate) && target_.read_exactly(base::Address(first), contents);
     if (!held || !is_held()) late_ += count;
-    if (!read && count == 1 && space.kernel().has_given(page)) {
+    if (!read && count == 1 && space.kernel().has_given(first)) {
         std::memset(contents.data(), 0, contents.size());
     } else if (!read) {
         return false;
     }
-    redirect(page, contents);
-    if (!space.fill_data(page, contents)) return false;
-    for (std::size_t i = 0; i < count; ++i) data_[page + i * kPage] = contents.data() + i * kPage;
+    redirect(first, contents);
+    for (std::size_t i = 0; i < count; ++i) {
+        const std::uint64_t at = first + i * kPage;
+        Held& held = data_[at];
+        held = {contents.data() + i * kPage, nullptr, at == page ? kMissedUse : kBroughtUse, false};
+        if (!put(at, held)) return false;
+    }
+    return space.wake(page);
+}
+
+/// In the store, from where the shadow has it when it asks again.
+bool ShadowPages::put(std::uint64_t page, Held& held) {
+    held.place = store_.at(page);
+    if (held.place == nullptr) return false;
+    std::memcpy(held.place, held.content, kPage);
+    listed_ = false;
     return true;
 }
 

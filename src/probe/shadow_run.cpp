@@ -205,9 +205,11 @@ std::uint64_t ShadowSpace::least_cpu_ns(std::uint64_t pc) {
     return least;
 }
 
-bool ShadowSpace::has_faulted() const {
+bool ShadowSpace::has_faulted() {
     siginfo_t info{};
-    return ptrace(PTRACE_GETSIGINFO, pid_, nullptr, &info) == 0 && info.si_signo != SIGTRAP;
+    if (ptrace(PTRACE_GETSIGINFO, pid_, nullptr, &info) == 0 && info.si_signo != SIGTRAP) return true;
+    const auto now = registers();
+    return now && now->orig_rax == SYS_writev && now->rdi == STDERR_FILENO;
 }
 
 std::optional<std::uint64_t> ShadowSpace::unmapped_address() const {

@@ -192,18 +192,34 @@ void ShadowSpace::become_shadow(const Options& options, pid_t keeper, std::uint3
     api.api = UFFD_API;
     if (fd < 0 || ioctl(fd, UFFDIO_API, &api) != 0) _exit(1);
     for (const std::span<std::byte> range : options.unmapped) ::munmap(range.data(), range.size());
-    for (const process::Mapping& mapping : options.mappings) {
-        // What is reserved without access may be opened any time (glibc's arenas).
-        const bool reserved = !mapping.readable && mapping.inode == 0;
-        if ((!mapping.readable && !reserved) || belongs_to_kernel(mapping)) continue;
-        auto* const at = reinterpret_cast<void*>(mapping.start.value());
-        if (::mmap(at, mapping.size_bytes(), reserved ? PROT_READ | PROT_WRITE : protection(mapping),
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0) != at)
-            _exit(2);
+    const auto watch = [&](std::uint64_t from, std::uint64_t size_bytes) {
         uffdio_register area{};
-        area.range = {mapping.start.value(), mapping.size_bytes()};
+        area.range = {from, size_bytes};
         area.mode = UFFDIO_REGISTER_MODE_MISSING;
         if (ioctl(fd, UFFDIO_REGISTER, &area) != 0) _exit(3);
+    };
+    const auto map_data = [&](std::uint64_t from, std::uint64_t size_bytes, int access) {
+        auto* const at = reinterpret_cast<void*>(from);
+        if (::mmap(at, size_bytes, access, MAP_SHARED | MAP_NORESERVE | MAP_FIXED_NOREPLACE, options.data_fd,
+                   static_cast<off_t>(from)) != at)
+            return false;
+        watch(from, size_bytes);
+        return true;
+    };
+    for (const process::Mapping& mapping : options.mappings) {
+        if (belongs_to_kernel(mapping)) continue;
+        const std::uint64_t start = mapping.start.value();
+        if (holds_data(mapping)) {
+            const int access = mapping.writable ? protection(mapping) : PROT_READ | PROT_WRITE;
+            if (!map_data(start, mapping.size_bytes(), access)) _exit(2);
+            continue;
+        }
+        if (!mapping.readable) continue;
+        auto* const at = reinterpret_cast<void*>(start);
+        if (::mmap(at, mapping.size_bytes(), protection(mapping),
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0) != at)
+            _exit(2);
+        watch(start, mapping.size_bytes());
     }
     if (vdso_) {
         auto* const at = reinterpret_cast<void*>(vdso_->start());
@@ -211,16 +227,8 @@ void ShadowSpace::become_shadow(const Options& options, pid_t keeper, std::uint3
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) != at)
             _exit(8);
     }
-    for (const auto& [from, to] : room_) {
-        auto* const at = reinterpret_cast<void*>(from);
-        if (::mmap(at, to - from, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0) != at)
-            continue;  // something of our own is there
-        uffdio_register area{};
-        area.range = {from, to - from};
-        area.mode = UFFDIO_REGISTER_MODE_MISSING;
-        if (ioctl(fd, UFFDIO_REGISTER, &area) != 0) _exit(3);
-    }
+    for (const auto& [from, to] : room_)  // but where something of our own is
+        static_cast<void>(map_data(from, to - from, PROT_READ | PROT_WRITE));
     for (const StubArea& area : areas_) {
         auto* const at = reinterpret_cast<void*>(area.at);
         if (::mmap(at, kPage, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1,
@@ -231,13 +239,13 @@ void ShadowSpace::become_shadow(const Options& options, pid_t keeper, std::uint3
         if (::mremap(options.counters, 0, kCounterBytes, MREMAP_MAYMOVE | MREMAP_FIXED, counters) != counters)
             _exit(5);
     }
-    void* const arena = ::mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE,
-                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    uffdio_register area{};
-    area.range = {reinterpret_cast<std::uint64_t>(arena), kArenaBytes};
-    area.mode = UFFDIO_REGISTER_MODE_MISSING;
-    if (arena == MAP_FAILED || ioctl(fd, UFFDIO_REGISTER, &area) != 0) _exit(7);
-    reinterpret_cast<std::uint64_t*>(ready)[1] = area.range.start;
+    // Where there is room for it; then it is mapped once more, as data.
+    void* const arena = ::mmap(nullptr, kArenaBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    const auto arena_start = reinterpret_cast<std::uint64_t>(arena);
+    if (arena == MAP_FAILED || ::munmap(arena, kArenaBytes) != 0 ||
+        !map_data(arena_start, kArenaBytes, PROT_READ | PROT_WRITE))
+        _exit(7);
+    reinterpret_cast<std::uint64_t*>(ready)[1] = arena_start;
     ready[0] = static_cast<std::uint32_t>(fd);
     auto* const flag = ready + 4;
     if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) != 0) _exit(6);
@@ -290,36 +298,12 @@ bool ShadowSpace::fill(std::uint64_t page, std::span<const std::byte> content) {
     order.dst = page;
     order.src = reinterpret_cast<std::uint64_t>(copy.data());
     order.len = kPage;
-    if (ioctl(faults_.get(), UFFDIO_COPY, &order) == 0) return true;
+    return ioctl(faults_.get(), UFFDIO_COPY, &order) == 0 || (errno == EEXIST && wake(page));
+}
+
+bool ShadowSpace::wake(std::uint64_t page) {
     uffdio_range range{page, kPage};
-    return errno == EEXIST && ioctl(faults_.get(), UFFDIO_WAKE, &range) == 0;
-}
-
-bool ShadowSpace::fill_data(std::uint64_t page, std::span<const std::byte> contents) {
-    uffdio_copy order{};
-    order.dst = page;
-    order.src = reinterpret_cast<std::uint64_t>(contents.data());
-    order.len = contents.size();
-    return ioctl(faults_.get(), UFFDIO_COPY, &order) == 0;
-}
-
-bool ShadowSpace::overwrite(std::span<const process::Memory::Piece> contents) {
-    constexpr std::size_t kBatch = 256;
-    std::array<iovec, kBatch> local, remote;
-    for (std::size_t first = 0; first < contents.size(); first += kBatch) {
-        const std::size_t count = std::min(kBatch, contents.size() - first);
-        std::size_t bytes = 0;
-        for (std::size_t i = 0; i < count; ++i) {
-            const process::Memory::Piece& piece = contents[first + i];
-            local[i] = {piece.out.data(), piece.out.size()};
-            remote[i] = {reinterpret_cast<void*>(piece.from.value()), piece.out.size()};
-            bytes += piece.out.size();
-        }
-        if (process_vm_writev(pid_, local.data(), count, remote.data(), count, 0) !=
-            static_cast<ssize_t>(bytes))
-            return false;
-    }
-    return true;
+    return ioctl(faults_.get(), UFFDIO_WAKE, &range) == 0;
 }
 
 bool ShadowSpace::set_state(user_regs_struct registers, std::span<const std::byte> extended_state) {

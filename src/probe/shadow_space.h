@@ -26,8 +26,14 @@ inline std::size_t group_of(trace::AllocKind kind) {
     return kind == trace::AllocKind::object ? 1 : 0;
 }
 
+/// What the program writes to: also what is reserved without access, which may be opened any time (glibc's
+/// arenas).
+inline bool holds_data(const process::Mapping& mapping) {
+    return mapping.writable || (!mapping.readable && mapping.inode == 0);
+}
+
 /// A process whose memory has the target's layout and none of its contents: every page is missing until
-/// fill() brings it. Dies with the calling process. Not for several threads.
+/// fill() brings it, or the store has it. Dies with the calling process. Not for several threads.
 class ShadowSpace {
   public:
     struct Options {
@@ -37,6 +43,7 @@ class ShadowSpace {
         /// What the calling process shares with others, and the shadow must not reach.
         std::span<const std::span<std::byte>> unmapped;
         ShadowCounters* counters = nullptr;  ///< kCounterBytes of shared memory
+        int data_fd = -1;                    ///< ShadowStore::fd(): the pages that the target may write to
     };
     explicit ShadowSpace(const Options& options);
     ~ShadowSpace();
@@ -47,15 +54,13 @@ class ShadowSpace {
     [[nodiscard]] bool counts(std::size_t group) const { return counts_[group]; }
     [[nodiscard]] pid_t pid() const { return pid_; }
 
-    /// Puts a missing page in place. False where nothing is mapped there.
+    /// Puts a missing page of code or constants in place. False where nothing is mapped there.
     bool fill(std::uint64_t page, std::span<const std::byte> content);
-    /// The same for several pages in a row that hold no code.
-    bool fill_data(std::uint64_t page, std::span<const std::byte> contents);
+    /// A page that it waits for is in the store now.
+    bool wake(std::uint64_t page);
     [[nodiscard]] ShadowKernel& kernel() { return kernel_; }
     /// The runs that follow are of another state: they all read the same time.
     void begin_state();
-    /// Writes pieces of whole pages over pages that are there and writable: false where one isn't.
-    bool overwrite(std::span<const process::Memory::Piece> contents);
     /// The beginning of a run.
     bool set_state(user_regs_struct registers, std::span<const std::byte> extended_state);
 
@@ -92,8 +97,13 @@ class ShadowSpace {
     [[nodiscard]] std::optional<std::size_t> stopped_at(std::uint64_t pc) const;
     /// A byte of code; returns what was there.
     std::optional<std::byte> write_byte(std::uint64_t address, std::byte value);
-    /// Whether the last run was stopped by a signal of its own doing: SIGSEGV and its kin.
-    [[nodiscard]] bool has_faulted() const;
+    /// Whether the last run was stopped by a signal of its own doing, SIGSEGV and its kin, or was about to
+    /// say that its heap is corrupted (__libc_message() in glibc's sysdeps/posix/libc_fatal.c).
+    [[nodiscard]] bool has_faulted();
+    /// Whether `pc` is in code that isn't as the target has it.
+    [[nodiscard]] bool replaces(std::uint64_t pc) const {
+        return vdso_ && pc - vdso_->start() < vdso_->size_bytes();
+    }
     /// Where the last run was stopped by a reference to memory that isn't mapped.
     [[nodiscard]] std::optional<std::uint64_t> unmapped_address() const;
 

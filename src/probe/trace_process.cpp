@@ -216,7 +216,7 @@ void TraceProcess::trace(const python::Runtime& runtime, const SiteMap& sites,
     };
     try {
         const process::LiveMemory memory(pid_);
-        Shadow shadow(*shadow_, wake_keeper_.get());
+        Shadow shadow(*shadow_, wake_keeper_.get(), memory);
         AllocProbe probe(pid_, memory, runtime, sites, planned_, options, *shared_, notify_.get(), shadow);
         Tracer tracer(pid_, shared_->patches, probe);
         tracer.keep_beside(shared_->watcher_tid);

@@ -10,9 +10,10 @@
 /// be stopped at:
 ///
 ///     tracing process        keeper                             shadow
-///     a thread's registers → reads the pages that it knows,   → runs what comes next, up to the first
-///     (the thread is held)   sets the registers, lets it go;    system call or fault
-///                            brings the pages that it misses
+///     a thread's registers → sets the registers, lets it go; → runs what comes next, up to the first
+///     (the thread is held);  brings the pages that it misses    system call or fault
+///     both read the pages
+///     that the keeper knows
 ///     the thread goes on   ← and lets it go again, to count   → the same
 ///                            and to time, and half as far;
 ///                            and to look at some allocations  → the same, stopping at them
@@ -23,21 +24,22 @@
 ///
 /// A state is run several times: to find the pages that it needs, while the thread is held where many are
 /// new; until the processor is warm and the fastest run is known, which counts; now and then half as far, for
-/// what a cold start costs; to stop at some allocations. What a program needs is known after some hundred
-/// runs, and read anew for each state (1,024 pages at most). A page that is missed when the thread has been
-/// let go is read then: most memory doesn't change in a millisecond, and where a run goes astray because of
-/// it the window is left out. A run that can't go as far as it was to (a system call) would hide what comes
-/// behind such places: windows are as short as nearly all can be in full (GroupSchedule), and where even that
-/// is too long and hits are far enough apart, windows in the target are better.
+/// what a cold start costs; to stop at some allocations. What a program needs is known after some tens of
+/// states, and read anew for each (some hundred pages): a page is forgotten when it isn't missed where it is
+/// left out. A page that is missed when the thread has been let go is read then: most memory doesn't change
+/// in a millisecond, and where a run goes astray because of it the window is left out. A run that can't go as
+/// far as it was to (a system call) would hide what comes behind such places: windows are as short as nearly
+/// all can be in full (GroupSchedule), and where even that is too long and hits are far enough apart, windows
+/// in the target are better.
 ///
 /// A shadow does what the program does outside of the kernel: its windows stand for that part of its time.
 ///
-/// The shadow can do nothing but compute. It has no memory in common with the target, it is traced with
-/// PTRACE_SYSEMU, so that no system call of it is executed, and under seccomp's strict mode beside; it dies
-/// with its keeper. Which pages it misses is told by userfaultfd(2); the thread is held for some 100 µs where
-/// they are known from the last time, for up to kLongestHoldNs where they aren't. Where there is no
-/// userfaultfd (Linux < 4.11, containers that forbid it) there is no shadow, and dense windows go by the CPU
-/// clock.
+/// The shadow can do nothing but compute. It has no memory in common with the target (its data pages are
+/// its keeper's, which writes them back for each run), it is traced with PTRACE_SYSEMU, so that no system
+/// call of it is executed, and under seccomp's strict mode beside; it dies with its keeper. Which pages it
+/// misses is told by userfaultfd(2); the thread is held for some hundreds of µs where they are known from the
+/// last time, for up to kLongestHoldNs where they aren't. Where there is no userfaultfd (Linux < 4.11,
+/// containers that forbid it) there is no shadow, and dense windows go by the CPU clock.
 #pragma once
 
 #include <sys/types.h>
@@ -50,6 +52,7 @@
 #include <optional>
 #include <span>
 
+#include "memattach/probe/page_reads.h"
 #include "memattach/probe/planned_site.h"
 #include "memattach/probe/trace_ring.h"
 #include "memattach/process/memory.h"
@@ -101,6 +104,8 @@ struct ShadowShared {
     std::uint64_t state_bytes;
     alignas(64) std::array<std::byte, kStateBytes> extended_state;
 
+    /// What is to be read of the next state: listed by the keeper, read by both.
+    PageReads reads;
     std::atomic<std::uint32_t> released;   ///< by the keeper: the thread needn't be held any more
     std::atomic<std::uint32_t> hold_over;  ///< by the tracing process: it isn't
 
@@ -112,8 +117,9 @@ struct ShadowShared {
 /// The tracing process's side.
 class Shadow {
   public:
-    /// `wake_fd`: the eventfd that the keeper waits for.
-    Shadow(ShadowShared& shared, int wake_fd) : shared_(shared), wake_fd_(wake_fd) {}
+    /// `wake_fd`: the eventfd that the keeper waits for. `target` must outlive this.
+    Shadow(ShadowShared& shared, int wake_fd, const process::Memory& target)
+        : shared_(shared), wake_fd_(wake_fd), target_(target) {}
 
     /// False once it is known that there are no shadows here.
     [[nodiscard]] bool is_available() const;
@@ -134,6 +140,7 @@ class Shadow {
 
     ShadowShared& shared_;
     int wake_fd_;
+    const process::Memory& target_;
 };
 
 struct KeeperFiles {
