@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -27,6 +28,12 @@ constexpr double kWarmShare = 1.5, kWarmMoreNs = 15'000;
 /// by two: the fastest counts. Runs go on until so many in a row have gained nothing.
 constexpr int kMostRuns = 8, kRunsWithoutGain = 2;
 constexpr double kGain = 1.02;
+/// So often it is tried how far the state gets in the window's time, while it gets farther by so much: pages
+/// that it finds, or that the kernel has to map for it, take more of that time than anything else.
+constexpr int kMostTries = 4;
+constexpr double kFarther = 1.15;
+/// A window that ends at an allocation is timed by it, if it isn't one of the first.
+constexpr double kLeastGoal = 4;
 /// What a stub adds to a hit, among other instructions that don't wait for it.
 constexpr double kStubNs = 1.2;
 constexpr double kShortestNs = 15'000;
@@ -34,7 +41,7 @@ constexpr double kShortestNs = 15'000;
 constexpr double kShortestGapNs = 10;
 /// Of a shadow's time so much is what the program would have taken: its caches and its branches are known, to
 /// its own processor. Of those sessions (kShadowSpread) half came out below 0.86 of the bytes without it.
-constexpr double kProgramsOwn = 0.9;
+constexpr double kProgramsOwn = 1.05;
 /// A run is at least so many times as long as a cold start takes.
 constexpr double kLeastStarts = 2;
 /// What starting and stopping costs isn't known to better than this.
@@ -69,7 +76,7 @@ class ColdStart {
     [[nodiscard]] bool wants_more(int run) const { return runs_ < kKnownRuns || run % 4 == 0; }
     /// `switch_ns`: what letting the shadow go and stopping it takes here.
     [[nodiscard]] double ns(double switch_ns) const {
-        constexpr double kUnknownNs = 8'000, kMostNs = 15'000, kLeastHits = 2'000;
+        constexpr double kUnknownNs = 8'000, kMostNs = 30'000, kLeastHits = 400;
         if (runs_ < kKnownRuns || hits_ - half_hits_ < kLeastHits) return std::max(kUnknownNs, switch_ns);
         return std::clamp((half_own_ * hits_ - own_ * half_hits_) / (runs_ * (hits_ - half_hits_)), 0.0,
                           std::max(kMostNs, 2 * switch_ns));
@@ -78,6 +85,27 @@ class ColdStart {
   private:
     static constexpr double kKnownRuns = 8;
     double runs_ = 0, own_ = 0, hits_ = 0, half_own_ = 0, half_hits_ = 0;
+};
+
+struct Timed {
+    ShadowSpace::Run run;
+    double own_ns = 0;
+    std::array<double, 2> hits{}, allocations{};  ///< by group
+    std::size_t missed = 0;                       ///< pages
+    bool is_cut = false;                          ///< it can't go on: a system call, a page that can't be had
+
+    [[nodiscard]] double all_hits() const { return hits[0] + hits[1]; }
+};
+/// Where a run is to end: behind so many allocations of a group. 0: nowhere.
+struct Goal {
+    std::size_t group = 0;
+    double allocations = 0;
+};
+
+struct Way {
+    Timed full;
+    Goal goal;
+    bool has_not_moved = false;  ///< nothing of it was executed
 };
 
 class Keeper {
@@ -131,15 +159,6 @@ class Keeper {
     }
 
   private:
-    struct Timed {
-        ShadowSpace::Run run;
-        double own_ns = 0;
-        std::array<double, 2> hits{};  ///< by group
-        double all_hits = 0;
-        double allocations = 0;  ///< of the window's group
-        std::size_t missed = 0;  ///< pages
-    };
-
     void finish(ShadowShared::State state) { shared_.state.store(state, std::memory_order_release); }
 
     void release() {
@@ -189,7 +208,6 @@ class Keeper {
         const std::size_t group = group_of(window.group);
         if (!space_ || !space_->counts(group)) return;
         counters_.watched.fill(ShadowCounters::kNobody);
-        counters_.countdown = {ShadowCounters::kNever, ShadowCounters::kNever};
         counters_.big_bytes = ShadowCounters::kNever;
         // Where a start costs as much as a window is long, own time would be what is left of two large
         // figures.
@@ -205,38 +223,34 @@ class Keeper {
         if (finds_most(group)) release();
         static_cast<void>(go(kWarmShare * rest_ns + kWarmMoreNs, [this] { release(); }));
         release();
-        const Timed full = fastest(rest_ns);
+        const Way way = find_way(rest_ns);
+        const Timed& full = way.full;
+        const Goal& goal = way.goal;
         if (full.run.end == ShadowSpace::End::gone) {
             outdated_ = true;
             return;
         }
-        if (full.run.end == ShadowSpace::End::limit && has_not_moved()) {
+        if (way.has_not_moved) {
             // The timer was faster than the shadow.
             starting_ns_.value = std::min(1.5 * starting_ns_.value + kShortestNs, kMostStartingNs);
             return;
         }
-        double own_ns = full.own_ns;
-        const bool is_cut = full.run.end != ShadowSpace::End::limit;
-        if (!is_cut && full.missed == 0 && full.run.calls == 0)
-            starting_ns_.add(
-                std::clamp(rest_ns + starting_ns_.value - (own_ns - cold_ns()), 0.0, kMostStartingNs), 16);
-        if (full.run.end == ShadowSpace::End::stopped) check_layout();
-        if (!is_cut && cold_.wants_more(runs_)) {
-            const Timed half = fastest(rest_ns / 2);
-            if (half.run.end == ShadowSpace::End::limit)
-                cold_.add(own_ns, full.all_hits, half.own_ns, half.all_hits);
-        }
-        own_ns = kProgramsOwn * (own_ns - std::min(cold_ns(), std::max(own_ns, 0.0)));
+        if (full.is_cut && full.run.end == ShadowSpace::End::stopped) check_layout();
+        if (goal.allocations >= 2 * kLeastGoal && cold_.wants_more(runs_)) add_half(full, goal, rest_ns);
+        const bool is_cut = full.is_cut;
+        double own_ns = kProgramsOwn * (full.own_ns - std::min(cold_ns(), std::max(full.own_ns, 0.0)));
+        // It ends with an allocation: up to the next there would have been some more time without one.
+        if (goal.allocations > 0) own_ns *= (goal.allocations + 1) / goal.allocations;
         const bool misses_page = full.run.end == ShadowSpace::End::missing_page;
         const bool finds_pages = !misses_page && pages_.missed_data() - missed_before <= kFewPages;
         missing_[group].add(finds_pages ? 0 : 1, kTrustMemory);
         // It went astray in memory that had changed when it was read: what it did isn't what the thread did.
-        if (full.run.end == ShadowSpace::End::stopped && pages_.late() > 0 && space_->has_faulted()) {
+        if (is_cut && pages_.late() > 0 && space_->has_faulted()) {
             shared_.result.spoilt = true;
             return;
         }
         // Forged counters can't say more than a processor can do.
-        const bool plausible = full.all_hits < 1e3 + own_ns && own_ns > -kUnsureNs;
+        const bool plausible = full.all_hits() < 1e3 + own_ns && own_ns > -kUnsureNs;
         // One more is where it ended.
         const bool undisturbed = full.missed <= kFewPages + (misses_page ? 1 : 0);
         // Where the start is dear, what is left may be nothing but an error of it.
@@ -244,33 +258,104 @@ class Keeper {
         // What comes behind a page that can't be had, or a system call, isn't known. The window stays one:
         // leaving out all those would leave out what is allocated before. A few microseconds, or what is left
         // of them without the start, must not stand for a span, though.
-        const double least_ns = is_cut ? std::min(rest_ns, kShortestNs) : 0;
-        const double told_ns = std::max({own_ns, least_ns, kShortestGapNs * full.all_hits});
+        const double told_ns =
+            std::max({own_ns, std::min(rest_ns, kShortestNs), kShortestGapNs * full.all_hits()});
         if (plausible && undisturbed)
-            sample(window, !is_cut || own_ns >= rest_ns, told_ns, full.hits[group], full.allocations);
+            sample(window, !is_cut || own_ns >= rest_ns, told_ns, full.hits[group], full.allocations[group]);
     }
 
-    /// Runs the state again and again for so much of its own time.
-    Timed fastest(double length_ns) {
-        const std::size_t group = group_of(shared_.window.group);
+    Timed timed_run(double length_ns, const Goal& goal = {}) {
+        Timed timed;
+        const std::size_t missed_before = pages_.missed_data() + pages_.missed_constants();
+        timed.run = go(length_ns, {}, goal);
+        timed.is_cut = timed.run.end != ShadowSpace::End::limit;
+        timed.hits = {sampler_.hits(0), sampler_.hits(1)};
+        timed.allocations = {sampler_.hits(0, true), sampler_.hits(1, true)};
+        timed.own_ns = own_of(timed.run);
+        timed.missed = pages_.missed_data() + pages_.missed_constants() - missed_before;
+        return timed;
+    }
+
+    /// The way of the state in about so much of its own time, gone as fast as can be.
+    Way find_way(double length_ns) {
+        constexpr int kMostLengths = 3;
+        constexpr double kLongEnough = 0.6, kLongest = 3;
+        Way way;
+        double asked_ns = length_ns;
+        for (int i = 0; i < kMostLengths; ++i) {
+            const Timed first = way.full = farthest(asked_ns);
+            if (first.run.end == ShadowSpace::End::gone) return way;
+            way.has_not_moved = !first.is_cut && has_not_moved();
+            if (way.has_not_moved) return way;
+            if (!first.is_cut && first.missed == 0 && first.run.calls == 0)
+                starting_ns_.add(std::clamp(asked_ns + starting_ns_.value - (first.own_ns - cold_ns()), 0.0,
+                                            kMostStartingNs),
+                                 16);
+            way.goal = goal_of(first);
+            way.full = fastest(first, way.goal, asked_ns);
+            const double known_ns = way.full.own_ns - cold_ns();
+            if (way.full.is_cut || known_ns > kLongEnough * length_ns) return way;
+            // Finding pages took most of the time: now that they are there it gets farther.
+            asked_ns *= std::clamp(length_ns / std::max(known_ns, 1.0), 1.5, kLongest);
+        }
+        return way;
+    }
+
+    /// How far the state gets in so much of its own time.
+    Timed farthest(double length_ns) {
         Timed best;
-        const auto rate_of = [](const Timed& timed) {
-            return (timed.all_hits + 1) / std::max({timed.own_ns, kShortestGapNs * timed.all_hits, 1.0});
-        };
-        for (int i = 0, since = 0; i < kMostRuns && since < kRunsWithoutGain; ++i) {
-            Timed timed;
-            const std::size_t missed_before = pages_.missed_data() + pages_.missed_constants();
-            timed.run = go(length_ns);
+        for (int i = 0; i < kMostTries; ++i) {
+            const Timed timed = timed_run(length_ns);
             if (timed.run.end == ShadowSpace::End::gone) return timed;
-            timed.hits = {sampler_.hits(0), sampler_.hits(1)};
-            timed.all_hits = timed.hits[0] + timed.hits[1];
-            timed.own_ns = own_of(timed.run);
-            timed.allocations = sampler_.hits(group, true);
-            timed.missed = pages_.missed_data() + pages_.missed_constants() - missed_before;
-            since = i == 0 || rate_of(timed) > kGain * rate_of(best) ? 0 : since + 1;
-            if (i == 0 || rate_of(timed) > rate_of(best)) best = timed;
+            const bool gains = i == 0 || timed.all_hits() > kFarther * best.all_hits();
+            if (i == 0 || timed.all_hits() >= best.all_hits()) best = timed;
+            if (timed.missed == 0 && (timed.is_cut || !gains)) break;
         }
         return best;
+    }
+
+    /// The last allocation of the group that has more. Nothing where it can't be told by one.
+    [[nodiscard]] static Goal goal_of(const Timed& first) {
+        const std::size_t group = first.allocations[0] > first.allocations[1] ? 0 : 1;
+        if (first.is_cut || first.allocations[group] < kLeastGoal) return {};
+        return {group, first.allocations[group]};
+    }
+
+    /// The same way again and again: how fast it can be gone. How far is known before, so that what lies at
+    /// its end has no say in that. What a run changes is written back, and nothing else: the processor's
+    /// caches hold what the program uses, as they do for the program.
+    Timed fastest(const Timed& first, const Goal& goal, double length_ns) {
+        constexpr double kPatience = 3;
+        const bool has_goal = goal.allocations > 0;
+        Timed best = first;
+        bool is_known = false;
+        for (int i = 0, since = 0; i < kMostRuns && since < kRunsWithoutGain; ++i) {
+            Timed timed = timed_run(has_goal ? kPatience * length_ns : length_ns, goal);
+            if (timed.run.end == ShadowSpace::End::gone) return timed;
+            const bool arrives = has_goal ? timed.allocations[goal.group] == goal.allocations
+                                          : timed.is_cut && timed.all_hits() == first.all_hits();
+            if (has_goal) timed.is_cut = false;
+            const bool gains = arrives && (!is_known || timed.own_ns * kGain < best.own_ns);
+            // The first two have other memory in their caches: all that was written back, or looked through.
+            since = gains || i < 2 ? 0 : since + 1;
+            if (arrives && (!is_known || timed.own_ns < best.own_ns)) best = timed;
+            if (!arrives) {
+                pages_.expect_any_change();
+            } else if (!is_known || timed.missed > 0) {
+                pages_.see_changes();
+            }
+            is_known = is_known || arrives;
+        }
+        pages_.expect_any_change();
+        return best;
+    }
+
+    /// The same half as far.
+    void add_half(const Timed& full, const Goal& goal, double length_ns) {
+        const Goal middle{goal.group, std::floor(goal.allocations / 2)};
+        const Timed half = fastest(full, middle, length_ns);
+        if (half.run.end != ShadowSpace::End::gone && half.allocations[goal.group] == middle.allocations)
+            cold_.add(full.own_ns, goal.allocations, half.own_ns, middle.allocations);
     }
 
     [[nodiscard]] bool finds_most(std::size_t group) const {
@@ -306,9 +391,12 @@ class Keeper {
         }
     }
 
-    /// Runs the state that was submitted for so much of its own time, or a little more.
-    ShadowSpace::Run go(double own_ns, const std::function<void()>& at_end = {}) {
+    /// Runs the state that was submitted for so much of its own time, or a little more, or up to `goal`.
+    ShadowSpace::Run go(double own_ns, const std::function<void()>& at_end = {}, const Goal& goal = {}) {
         if (!restore()) return {};
+        counters_.countdown = {ShadowCounters::kNever, ShadowCounters::kNever};
+        if (goal.allocations > 0)
+            counters_.countdown[goal.group] = static_cast<std::uint64_t>(goal.allocations);
         return space_->run(
             static_cast<std::uint64_t>(own_ns + starting_ns_.value),
             [this](std::uint64_t page) { return pages_.bring(*space_, page); }, at_end);

@@ -77,6 +77,7 @@ bool ShadowPages::begin_state() {
     next_page_ = 0;
     ahead_ = 1;
     missed_here_ = late_ = 0;
+    sees_changes_ = false;
     PageReads& reads = shared_.reads;
     reads.help(target_);
     while (!reads.is_over()) {
@@ -137,8 +138,24 @@ std::span<std::byte> ShadowPages::new_pages(std::size_t count) {
 }
 
 void ShadowPages::restore() {
-    if (!listed_) list_copies();
-    for (const Copy& copy : copies_) std::memcpy(copy.place, copy.content, copy.size_bytes);
+    if (!listed_) {
+        list_copies();
+        sees_changes_ = false;
+    }
+    for (const Copy& copy : sees_changes_ ? changed_ : copies_)
+        std::memcpy(copy.place, copy.content, copy.size_bytes);
+}
+
+void ShadowPages::see_changes() {
+    if (!listed_) return;
+    changed_.clear();
+    for (const Copy& copy : copies_) {
+        for (std::size_t at = 0; at < copy.size_bytes; at += kPage) {
+            if (std::memcmp(copy.place + at, copy.content + at, kPage) == 0) continue;
+            changed_.push_back({copy.place + at, copy.content + at, kPage});
+        }
+    }
+    sees_changes_ = true;
 }
 
 void ShadowPages::list_copies() {
@@ -219,9 +236,9 @@ bool ShadowPages::bring_data(ShadowSpace& space, std::uint64_t first, std::size_
     redirect(first, contents);
     for (std::size_t i = 0; i < count; ++i) {
         const std::uint64_t at = first + i * kPage;
-        Held& held = data_[at];
-        held = {contents.data() + i * kPage, nullptr, at == page ? kMissedUse : kBroughtUse, false};
-        if (!put(at, held)) return false;
+        Held& entry = data_[at];
+        entry = {contents.data() + i * kPage, nullptr, at == page ? kMissedUse : kBroughtUse, false};
+        if (!put(at, entry)) return false;
     }
     return space.wake(page);
 }

@@ -37,8 +37,12 @@ class ShadowPages {
     /// A new state has been submitted, and its thread is held: reads what the space holds. False where it
     /// wasn't held long enough for that.
     bool begin_state();
-    /// Writes the state's pages over what the space holds.
+    /// Writes the state's pages over what the space holds; after see_changes() those that were changed.
     void restore();
+    /// What a run has changed is all that the next ones will change: they go the same way up to the same end.
+    /// Until they don't (`expect_any_change()`), or another page is missed.
+    void see_changes();
+    void expect_any_change() { sees_changes_ = false; }
     /// Brings a page that the shadow misses; with what follows it, where pages are missed one after the
     /// other. False where there is none, or the thread isn't held any more.
     bool bring(ShadowSpace& space, std::uint64_t page);
@@ -102,8 +106,9 @@ class ShadowPages {
         const std::byte* content = nullptr;
         std::size_t size_bytes = 0;
     };
-    std::vector<Copy> copies_;
-    bool listed_ = false;  ///< `copies_` says what data_ says
+    std::vector<Copy> copies_, changed_;
+    bool listed_ = false;        ///< `copies_` says what data_ says
+    bool sees_changes_ = false;  ///< `changed_` is enough
     std::vector<std::pair<std::uint64_t, std::byte>> originals_;
 };
 
