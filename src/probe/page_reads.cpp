@@ -22,7 +22,7 @@ void PageReads::begin() {
     read_.store(0, std::memory_order_relaxed);
 }
 
-void PageReads::help(const process::Memory& target) {
+void PageReads::help(const process::Memory& target, const std::function<void(std::size_t)>& on_read) {
     while (true) {
         const std::uint32_t all = std::min<std::uint32_t>(count_.load(std::memory_order_relaxed), kPoolPages);
         const std::uint32_t first = next_.fetch_add(kBatch, std::memory_order_relaxed);
@@ -40,6 +40,7 @@ void PageReads::help(const process::Memory& target) {
         const std::size_t done = target.read_pieces(std::span(pieces).first(count));
         for (std::size_t i = 0; i < std::min<std::size_t>(done, count); ++i) runs_[first + i].failed = false;
         read_.fetch_add(count, std::memory_order_release);
+        for (std::uint32_t i = 0; on_read && i < count; ++i) on_read(first + i);
     }
 }
 

@@ -54,8 +54,10 @@ constexpr int kMostFailures = 3;
 constexpr double kMostStartingNs = 300'000;
 /// Pages that a run may still miss without being spoilt by it.
 constexpr std::size_t kFewPages = 4;
-/// Where fewer of the last states missed more than that, nobody waits until the next has found its pages.
-constexpr double kTrusted = 0.3, kTrustMemory = 8, kStatesToTrust = 4;
+/// Where fewer of the last states missed more than that, nobody waits until the next has found its pages. One
+/// that was spoilt by it counts as several: windows that are left out are those in which the program goes
+/// through fresh memory, and their allocations with them.
+constexpr double kTrusted = 0.3, kSpoilt = 3, kTrustMemory = 8, kStatesToTrust = 4;
 
 /// How much longer a run takes because it begins with cold caches.
 ///
@@ -214,13 +216,15 @@ class Keeper {
         const double rest_ns = std::clamp(std::max(window.own_ns, kLeastStarts * cold_ns()), 0.0, 10e6);
         choose_cpu();
         space_->begin_state();
-        if (space_->replaces(shared_.registers.rip) || !pages_.begin_state()) {
+        const auto when_read = [&] {
+            sampler_.see_stack(shared_.registers.fs_base);
+            if (finds_most(group)) release();
+        };
+        if (space_->replaces(shared_.registers.rip) || !pages_.begin_state(when_read)) {
             shared_.result.spoilt = true;
             return;
         }
-        sampler_.see_stack(shared_.registers.fs_base);
         const std::size_t missed_before = pages_.missed_data();
-        if (finds_most(group)) release();
         static_cast<void>(go(kWarmShare * rest_ns + kWarmMoreNs, [this] { release(); }));
         release();
         const Way way = find_way(rest_ns);
@@ -243,12 +247,10 @@ class Keeper {
         if (goal.allocations > 0) own_ns *= (goal.allocations + 1) / goal.allocations;
         const bool misses_page = full.run.end == ShadowSpace::End::missing_page;
         const bool finds_pages = !misses_page && pages_.missed_data() - missed_before <= kFewPages;
-        missing_[group].add(finds_pages ? 0 : 1, kTrustMemory);
         // It went astray in memory that had changed when it was read: what it did isn't what the thread did.
-        if (is_cut && pages_.late() > 0 && space_->has_faulted()) {
-            shared_.result.spoilt = true;
-            return;
-        }
+        shared_.result.spoilt = is_cut && pages_.late() > 0 && space_->has_faulted();
+        missing_[group].add(shared_.result.spoilt ? kSpoilt : finds_pages ? 0 : 1, kTrustMemory);
+        if (shared_.result.spoilt) return;
         // Forged counters can't say more than a processor can do.
         const bool plausible = full.all_hits() < 1e3 + own_ns && own_ns > -kUnsureNs;
         // One more is where it ended.
@@ -457,7 +459,7 @@ class Keeper {
     int runs_ = 0;
     int failures_ = 0;  ///< to make a space, in a row
     bool outdated_ = false;
-    std::array<RunningMean, 2> missing_{};  ///< by group: in how many of the states pages were missed
+    std::array<RunningMean, 2> missing_{};  ///< by group: how many of the states missed pages
 };
 
 /// For give_up(), which can't be handed it.

@@ -65,38 +65,62 @@ void ShadowPages::begin_space(ShadowSpace& space, std::span<const process::Mappi
 void ShadowPages::list_reads() {
     shared_.reads.clear();
     pool_used_ = 0;
+    places_.clear();
     for (auto& [page, held] : data_) {
         shared_.reads.add(page, pool_used_);
         held.content = new_pages(1).data();
+        places_.push_back(held.place);
     }
-    listed_ = false;
+    list_copies();
 }
 
-bool ShadowPages::begin_state() {
+/// What has just been read goes to its place while the processor's caches have it.
+void ShadowPages::take(const PageReads::Run& run) {
+    const std::span<std::byte> contents = shared_.reads.pool().subspan(run.place * kPage, run.pages * kPage);
+    redirect(run.page, contents);
+    for (std::size_t i = 0; i < run.pages; ++i) {
+        if (std::byte* const place = places_[run.place + i])
+            std::memcpy(place, contents.data() + i * kPage, kPage);
+    }
+}
+
+bool ShadowPages::begin_state(const std::function<void()>& when_read) {
     const std::uint64_t start_ns = base::monotonic_ns();
     next_page_ = 0;
     ahead_ = 1;
     missed_here_ = late_ = 0;
     sees_changes_ = false;
     PageReads& reads = shared_.reads;
-    reads.help(target_);
+    taken_.assign(reads.runs().size(), false);
+    reads.help(target_, [&](std::size_t i) {
+        const PageReads::Run& run = reads.runs()[i];
+        if (run.failed) return;
+        take(run);
+        taken_[i] = true;
+    });
     while (!reads.is_over()) {
         if (!is_held()) return false;
         __builtin_ia32_pause();
     }
     std::vector<std::uint64_t> gone;
-    for (const PageReads::Run& run : reads.runs()) {
-        const std::span<std::byte> contents = reads.pool().subspan(run.place * kPage, run.pages * kPage);
-        for (std::size_t at = 0; run.failed && at < contents.size(); at += kPage) {
-            if (!target_.read_exactly(base::Address(run.page + at), contents.subspan(at, kPage)))
-                gone.push_back(run.page + at);
+    for (std::size_t i = 0; i < taken_.size(); ++i) {
+        const PageReads::Run& run = reads.runs()[i];
+        if (taken_[i]) continue;
+        for (std::size_t at = 0; run.failed && at < run.pages * kPage; at += kPage) {
+            const std::span<std::byte> content = reads.pool().subspan(run.place * kPage + at, kPage);
+            if (!target_.read_exactly(base::Address(run.page + at), content)) gone.push_back(run.page + at);
         }
-        redirect(run.page, contents);
     }
+    const bool is_whole = is_held();
+    read_ns_ = base::monotonic_ns() - start_ns;
+    when_read();
+    for (std::size_t i = 0; i < taken_.size(); ++i) {
+        if (!taken_[i]) take(reads.runs()[i]);
+    }
+    is_restored_ = true;
     // What can't be read any more the program won't touch before it asks for it again.
     for (const std::uint64_t page : gone) drop(data_.find(page));
-    read_ns_ = base::monotonic_ns() - start_ns;
-    return is_held();
+    return is_whole;
 }
 
 void ShadowPages::learn(bool tests) {
@@ -138,6 +162,7 @@ std::span<std::byte> ShadowPages::new_pages(std::size_t count) {
 }
 
 void ShadowPages::restore() {
+    if (std::exchange(is_restored_, false)) return;
     if (!listed_) {
         list_copies();
         sees_changes_ = false;

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <random>
@@ -35,8 +36,8 @@ class ShadowPages {
     /// The space is a new one and holds no constants.
     void begin_space(ShadowSpace& space, std::span<const process::Mapping> mappings);
     /// A new state has been submitted, and its thread is held: reads what the space holds. False where it
-    /// wasn't held long enough for that.
-    bool begin_state();
+    /// wasn't held long enough for that. `when_read`: it needn't be held for these pages any more.
+    bool begin_state(const std::function<void()>& when_read);
     /// Writes the state's pages over what the space holds; after see_changes() those that were changed.
     void restore();
     /// What a run has changed is all that the next ones will change: they go the same way up to the same end.
@@ -81,6 +82,7 @@ class ShadowPages {
     std::span<std::byte> new_pages(std::size_t count);
     void list_reads();
     void list_copies();
+    void take(const PageReads::Run& run);
     bool put(std::uint64_t page, Held& held);
     bool bring_around(ShadowSpace& space, std::uint64_t page);
     bool bring_data(ShadowSpace& space, std::uint64_t first, std::size_t count, std::uint64_t page);
@@ -107,8 +109,11 @@ class ShadowPages {
         std::size_t size_bytes = 0;
     };
     std::vector<Copy> copies_, changed_;
-    bool listed_ = false;        ///< `copies_` says what data_ says
-    bool sees_changes_ = false;  ///< `changed_` is enough
+    std::vector<std::byte*> places_;  ///< by page of the pool, for what is read: Held::place
+    std::vector<bool> taken_;         ///< by run of what is read
+    bool is_restored_ = false;        ///< no run has been made since the state was taken
+    bool listed_ = false;             ///< `copies_` says what data_ says
+    bool sees_changes_ = false;       ///< `changed_` is enough
     std::vector<std::pair<std::uint64_t, std::byte>> originals_;
 };
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 
 #include "memattach/process/memory.h"
@@ -27,8 +28,9 @@ class PageReads {
 
     /// They are to be read now.
     void begin();
-    /// Reads what nobody else has begun to read.
-    void help(const process::Memory& target);
+    /// Reads what nobody else has begun to read. `on_read(i)`: the list's i-th run has just been read here,
+    /// or has failed.
+    void help(const process::Memory& target, const std::function<void(std::size_t)>& on_read = {});
     /// Whether everything has been read, or couldn't be.
     [[nodiscard]] bool is_over() const {
         return read_.load(std::memory_order_acquire) >= count_.load(std::memory_order_relaxed);
