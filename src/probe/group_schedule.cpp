@@ -38,7 +38,7 @@ constexpr double kCopyNs = 150e3, kShortestCopyNs = 50e3;
 /// them can be in full: with these two some 8 % aren't.
 constexpr double kCopyShrinks = 0.5, kCopyGrows = 1.06;
 constexpr double kCopySpanNs = 4e6;
-/// How much of another processor that may take, for each group, as a multiple of its budget: some 10 % in all
+/// How much of another processor that may take, for each group, as a multiple of its budget: some 12 % in all
 /// at 5 %. Three times as much slowed down a program that moves much memory (pandas) by another 3 %.
 constexpr double kCopyWork = 3;
 /// So many that come to nothing, one after the other, and this program can't be copied: windows go by the

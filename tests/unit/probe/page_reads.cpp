@@ -18,7 +18,7 @@ constexpr std::size_t kPage = probe::PageReads::kPageBytes;
 
 /// Pages of this process, each filled with a number of its own, some of which can't be read.
 struct Pages {
-    explicit Pages(std::size_t count) : count(count) {
+    explicit Pages(std::size_t pages) : count(pages) {
         bytes = static_cast<std::byte*>(
             ::mmap(nullptr, count * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
         REQUIRE(bytes != MAP_FAILED);

@@ -51,6 +51,14 @@ def count(python, counter, program, directory):
     return counts
 
 
+def read_rounds(shared):
+    """Twice the same: it may be read while it is written."""
+    before, now = None, struct.unpack_from("d", shared)[0]
+    while now != before:
+        before, now = now, struct.unpack_from("d", shared)[0]
+    return now
+
+
 def watch(arguments, program, directory):
     """What memattach says, and how many rounds there were meanwhile."""
     rounds_file = directory / "rounds"
@@ -61,9 +69,9 @@ def watch(arguments, program, directory):
             with open(rounds_file, "r+b") as file:
                 shared = mmap.mmap(file.fileno(), 0)
             with Session(arguments.memattach, target.pid) as session:
-                before = struct.unpack_from("d", shared)[0]
+                before = read_rounds(shared)
                 time.sleep(arguments.seconds)
-                rounds = struct.unpack_from("d", shared)[0] - before
+                rounds = read_rounds(shared) - before
             return session.profile, rounds
         finally:
             target.kill()
