@@ -3,7 +3,6 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 #include <optional>
 #include <utility>
 
+#include "give_up.h"
 #include "memattach/base/clock.h"
 #include "memattach/probe/stop_clock.h"
 #include "memattach/process/proc.h"
@@ -174,10 +174,11 @@ class Keeper {
             shared_.result.spoilt = true;
             return;
         }
+        before_late_ = {};
         const std::size_t missed_before = pages_.missed_data();
         static_cast<void>(go(kWarmShare * rest_ns + kWarmMoreNs, [this] { release(); }));
         release();
-        const Way way = find_way(rest_ns);
+        Way way = find_way(rest_ns);
         const Timed& full = way.full;
         const Goal& goal = way.goal;
         if (full.run.end == ShadowSpace::End::gone) {
@@ -191,16 +192,21 @@ class Keeper {
         }
         if (full.is_cut && full.run.end == ShadowSpace::End::stopped) check_layout();
         if (goal.allocations >= 2 * kLeastGoal && cold_.wants_more(runs_)) add_half(full, goal, rest_ns);
+        const bool misses_page = full.run.end == ShadowSpace::End::missing_page;
+        const bool finds_pages = !misses_page && pages_.missed_data() - missed_before <= kFewPages;
+        const bool goes_astray = full.is_cut && pages_.late() > 0 && space_->has_faulted();
+        missing_[group].add(goes_astray ? kSpoilt : finds_pages ? 0 : 1, kTrustMemory);
+        if (goes_astray) {
+            way = way_before_late(rest_ns);
+            if (full.run.end == ShadowSpace::End::gone) {
+                shared_.result.spoilt = true;
+                return;
+            }
+        }
         const bool is_cut = full.is_cut;
         double own_ns = kProgramsOwn * (full.own_ns - std::min(cold_ns(), std::max(full.own_ns, 0.0)));
         // It ends with an allocation: up to the next there would have been some more time without one.
         if (goal.allocations > 0) own_ns *= (goal.allocations + 1) / goal.allocations;
-        const bool misses_page = full.run.end == ShadowSpace::End::missing_page;
-        const bool finds_pages = !misses_page && pages_.missed_data() - missed_before <= kFewPages;
-        // It went astray in memory that had changed when it was read: what it did isn't what the thread did.
-        shared_.result.spoilt = is_cut && pages_.late() > 0 && space_->has_faulted();
-        missing_[group].add(shared_.result.spoilt ? kSpoilt : finds_pages ? 0 : 1, kTrustMemory);
-        if (shared_.result.spoilt) return;
         // Forged counters can't say more than a processor can do.
         const bool plausible = full.all_hits() < 1e3 + own_ns && own_ns > -kUnsureNs;
         // One more is where it ended.
@@ -250,6 +256,17 @@ class Keeper {
             // Finding pages took most of the time: now that they are there it gets farther.
             asked_ns *= std::clamp(length_ns / std::max(known_ns, 1.0), 1.5, kLongest);
         }
+        return way;
+    }
+
+    /// It went astray in memory that had changed when it was read: what it did up to there is what the thread
+    /// did. The run's end is `gone` where that was next to nothing.
+    Way way_before_late(double length_ns) {
+        Way way;
+        way.full.allocations = before_late_;
+        way.goal = goal_of(way.full);
+        if (way.goal.allocations > 0) way.full = fastest(way.full, way.goal, length_ns);
+        way.full.is_cut = true;
         return way;
     }
 
@@ -351,7 +368,14 @@ class Keeper {
             counters_.countdown[goal.group] = static_cast<std::uint64_t>(goal.allocations);
         return space_->run(
             static_cast<std::uint64_t>(own_ns + starting_ns_.value),
-            [this](std::uint64_t page) { return pages_.bring(*space_, page); }, at_end);
+            [this](std::uint64_t page) { return bring(page); }, at_end);
+    }
+
+    bool bring(std::uint64_t page) {
+        const bool was_late = pages_.late() > 0;
+        const bool is_there = pages_.bring(*space_, page);
+        if (!was_late && pages_.late() > 0) before_late_ = {sampler_.hits(0, true), sampler_.hits(1, true)};
+        return is_there;
     }
 
     void sample(const ShadowWindow& window, bool complete, double own_ns, double hits, double allocations) {
@@ -386,10 +410,9 @@ class Keeper {
         outdated_ = mapping != nullptr && mapping->readable && mapping->path.rfind("[v", 0) != 0;
     }
 
-    /// How far off own time may be, for all windows together: another processor, other neighbours. With a
-    /// little less, 0.18, and with kProgramsOwn 96 of 114 lines of 43 sessions of eleven programs
-    /// (tools/bench/memory/lines.py, over a quarter of an hour on one virtual machine) were within their
-    /// interval.
+    /// How far off own time may be, for all windows together: another processor, other neighbours. With it
+    /// and with kProgramsOwn 54 of 58 lines of 22 sessions of eleven programs (tools/bench/memory/lines.py,
+    /// over four minutes on one virtual machine) were within their interval.
     static constexpr double kShadowSpread = 0.2;
 
     pid_t target_;
@@ -410,32 +433,10 @@ class Keeper {
     int runs_ = 0;
     int failures_ = 0;  ///< to make a space, in a row
     bool outdated_ = false;
+    /// Allocations of the present state, by group, before the first page that was read late.
+    std::array<double, 2> before_late_{};
     std::array<RunningMean, 2> missing_{};  ///< by group: how many of the states missed pages
 };
-
-/// For give_up(), which can't be handed it.
-std::atomic<ShadowShared*> own_shared{nullptr};
-
-void give_up(int) {
-    ShadowShared& shared = *own_shared.load();
-    shared.state.store(ShadowShared::unavailable);
-    shared.released.store(1);
-    _exit(1);
-}
-
-/// A process of real-time priority that doesn't stop would take a processor away from everybody else: one
-/// that hasn't slept for seconds ends (RLIMIT_RTTIME, setrlimit(2)), and so does one for whose pages there is
-/// no memory left (SIGBUS). Its shadow goes with it.
-void give_up_in_time(ShadowShared& shared) {
-    constexpr rlim_t kSoftUs = 2'000'000, kHardUs = 3'000'000;
-    own_shared = &shared;
-    struct sigaction action {};
-    action.sa_handler = give_up;
-    sigaction(SIGXCPU, &action, nullptr);
-    sigaction(SIGBUS, &action, nullptr);
-    const rlimit limit{kSoftUs, kHardUs};
-    setrlimit(RLIMIT_RTTIME, &limit);
-}
 
 }  // namespace
 

@@ -27,10 +27,10 @@
 /// what a cold start costs; to stop at some allocations. What a program needs is known after some tens of
 /// states, and read anew for each (some hundred pages): a page is forgotten when it isn't missed where it is
 /// left out. A page that is missed when the thread has been let go is read then: most memory doesn't change
-/// in a millisecond, and where a run goes astray because of it the window is left out. A run that can't go as
-/// far as it was to (a system call) would hide what comes behind such places: windows are as short as nearly
-/// all can be in full (GroupSchedule), and where even that is too long and hits are far enough apart, windows
-/// in the target are better.
+/// in a millisecond, and where a run goes astray because of it the window ends before that page. A run that
+/// can't go as far as it was to (a system call) would hide what comes behind such places: windows are as
+/// short as nearly all can be in full (GroupSchedule), and where even that is too long and hits are far
+/// enough apart, windows in the target are better.
 ///
 /// A shadow does what the program does outside of the kernel: its windows stand for that part of its time.
 ///
