@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <array>
+#include <span>
 #include <utility>
 
 #include "memattach/base/clock.h"
@@ -14,6 +16,10 @@ bool is_to_be_restarted(const user_regs_struct& regs) {
     const auto result = -static_cast<std::int64_t>(regs.rax);
     return static_cast<std::int64_t>(regs.orig_rax) >= 0 &&
            ((result >= 512 && result <= 514) || result == 516);
+}
+
+trace::AllocKind other_of(trace::AllocKind kind) {
+    return kind == trace::AllocKind::object ? trace::AllocKind::malloc : trace::AllocKind::object;
 }
 
 }  // namespace
@@ -45,9 +51,10 @@ void AllocProbe::apply_plan(std::uint64_t now_ns) {
 /// Hands a shadow's result to the group that asked for it.
 void AllocProbe::take_shadow() {
     if (!shadow_of_ || asked_tid_ != 0) return;
-    const auto result = shadow_.take();
-    if (!result) return;
-    schedule_->group(*shadow_of_).copied(*result);
+    const auto results = shadow_.take();
+    if (!results) return;
+    schedule_->group(*shadow_of_).copied((*results)[0]);
+    if (std::exchange(shadow_of_both_, false)) schedule_->group(other_of(*shadow_of_)).copied((*results)[1]);
     shadow_of_.reset();
 }
 
@@ -66,11 +73,11 @@ void AllocProbe::ask_for_copy(trace::AllocKind kind) {
 void AllocProbe::on_interrupted(pid_t tid, const user_regs_struct& regs, bool at_trap) {
     if (tid != std::exchange(asked_tid_, 0) || !shadow_of_) return;
     GroupSchedule& group = schedule_->group(*shadow_of_);
+    const Moment now = moment(base::monotonic_ns());
     hit_.kind = *shadow_of_;
     if (!group.is_copying()) {  // it took too long
         shadow_of_.reset();
-    } else if (const Moment now = moment(base::monotonic_ns());
-               is_to_be_restarted(regs) ||
+    } else if (is_to_be_restarted(regs) ||
                (static_cast<std::int64_t>(regs.orig_rax) >= 0 && group.is_copy_late(now))) {
         group.copy_missed(now);
         shadow_of_.reset();
@@ -79,7 +86,15 @@ void AllocProbe::on_interrupted(pid_t tid, const user_regs_struct& regs, bool at
         group.copied({});
         shadow_of_.reset();
     } else {
-        shadow_.submit(group.copy(), tid, regs, tracer_->cpu());
+        // A state that is there does for the other group too, if that waits for one.
+        std::array<ShadowWindow, 2> windows{group.copy()};
+        GroupSchedule& other = schedule_->group(other_of(*shadow_of_));
+        shadow_of_both_ = other.wants_copy();
+        if (shadow_of_both_) {
+            other.copy_asked(now);
+            windows[1] = other.copy();
+        }
+        shadow_.submit(std::span(windows).first(shadow_of_both_ ? 2 : 1), tid, regs, tracer_->cpu());
     }
     apply_plan(base::monotonic_ns());
 }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "memattach/base/clock.h"
+
 namespace memattach::probe {
 
 void PageReads::add(std::uint64_t page, std::size_t place) {
@@ -22,8 +24,9 @@ void PageReads::begin() {
     read_.store(0, std::memory_order_relaxed);
 }
 
-void PageReads::help(const process::Memory& target, const std::function<void(std::size_t)>& on_read) {
-    while (true) {
+void PageReads::help(const process::Memory& target, std::uint64_t until_ns,
+                     const std::function<void(std::size_t)>& on_read) {
+    while (base::monotonic_ns() < until_ns) {
         const std::uint32_t all = std::min<std::uint32_t>(count_.load(std::memory_order_relaxed), kPoolPages);
         const std::uint32_t first = next_.fetch_add(kBatch, std::memory_order_relaxed);
         if (first >= all) return;

@@ -6,6 +6,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "memattach/base/clock.h"
 
 namespace memattach::probe {
@@ -32,8 +34,10 @@ void Shadow::announce() {
 
 /// Waits here: the thread would be the only one to gain from a processor that is let go. Reads meanwhile, on
 /// the processor whose caches have what the thread has used.
-void Shadow::submit(const ShadowWindow& window, pid_t tid, const user_regs_struct& registers, int own_cpu) {
-    shared_.window = window;
+void Shadow::submit(std::span<const ShadowWindow> windows, pid_t tid, const user_regs_struct& registers,
+                    int own_cpu) {
+    shared_.window_count = static_cast<std::uint32_t>(std::min(windows.size(), shared_.windows.size()));
+    std::copy_n(windows.begin(), shared_.window_count, shared_.windows.begin());
     shared_.tid = tid;
     shared_.tracer_cpu = own_cpu;
     shared_.registers = registers;
@@ -45,20 +49,20 @@ void Shadow::submit(const ShadowWindow& window, pid_t tid, const user_regs_struc
     shared_.state.store(ShadowShared::submitted, std::memory_order_release);
     wake();
     const std::uint64_t until_ns = base::monotonic_ns() + kLongestHoldNs;
-    shared_.reads.help(target_);
+    shared_.reads.help(target_, until_ns);
     while (shared_.released.load(std::memory_order_acquire) == 0 && base::monotonic_ns() < until_ns) {
         sched_yield();  // on a machine with one processor the keeper needs it
     }
     shared_.hold_over.store(1, std::memory_order_release);
 }
 
-std::optional<ShadowResult> Shadow::take() {
+std::optional<std::array<ShadowResult, 2>> Shadow::take() {
     const std::uint32_t state = shared_.state.load(std::memory_order_acquire);
-    if (state == ShadowShared::unavailable) return ShadowResult{};  // nothing more will come
+    if (state == ShadowShared::unavailable) return std::array<ShadowResult, 2>{};  // nothing more will come
     if (state != ShadowShared::done) return std::nullopt;
-    const ShadowResult result = shared_.result;
+    const std::array<ShadowResult, 2> results = shared_.results;
     shared_.state.store(ShadowShared::idle, std::memory_order_release);
-    return result;
+    return results;
 }
 
 }  // namespace memattach::probe

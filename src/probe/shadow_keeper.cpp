@@ -98,15 +98,16 @@ class Keeper {
 
     void serve() {
         const std::uint64_t start_ns = base::monotonic_ns();
-        shared_.result = {};
+        shared_.results = {};
         ++runs_;
         measure();
         release();
         sampler_.keep_up();
-        if (space_) pages_.learn(finds_most(group_of(shared_.window.group)));
+        if (space_) pages_.learn(finds_most());
         const bool stays = space_ && runs_ < kRunsPerSpace && !outdated_ && !pages_.is_full();
         const bool is_there = stays || build() || ++failures_ < kMostFailures;
-        shared_.result.work_ns = static_cast<double>(base::monotonic_ns() - start_ns);
+        const auto work_ns = static_cast<double>(base::monotonic_ns() - start_ns);
+        for (ShadowResult& result : shared_.results) result.work_ns = work_ns / shared_.window_count;
         finish(is_there ? ShadowShared::done : ShadowShared::unavailable);
     }
 
@@ -156,22 +157,23 @@ class Keeper {
     }
 
     void measure() {
-        const ShadowWindow& window = shared_.window;
-        const std::size_t group = group_of(window.group);
-        if (!space_ || !space_->counts(group)) return;
+        if (!space_) return;
+        const auto windows = std::span(shared_.windows).first(shared_.window_count);
+        double wanted_ns = 0;
+        for (const ShadowWindow& window : windows) wanted_ns = std::max(wanted_ns, window.own_ns);
         counters_.watched.fill(ShadowCounters::kNobody);
         counters_.big_bytes = ShadowCounters::kNever;
         // Where a start costs as much as a window is long, own time would be what is left of two large
         // figures.
-        const double rest_ns = std::clamp(std::max(window.own_ns, kLeastStarts * cold_ns()), 0.0, 10e6);
+        const double rest_ns = std::clamp(std::max(wanted_ns, kLeastStarts * cold_ns()), 0.0, 10e6);
         choose_cpu();
         space_->begin_state();
         const auto when_read = [&] {
             sampler_.see_stack(shared_.registers.fs_base);
-            if (finds_most(group)) release();
+            if (finds_most()) release();
         };
         if (space_->replaces(shared_.registers.rip) || !pages_.begin_state(when_read)) {
-            shared_.result.spoilt = true;
+            spoil();
             return;
         }
         before_late_ = {};
@@ -195,11 +197,11 @@ class Keeper {
         const bool misses_page = full.run.end == ShadowSpace::End::missing_page;
         const bool finds_pages = !misses_page && pages_.missed_data() - missed_before <= kFewPages;
         const bool goes_astray = full.is_cut && pages_.late() > 0 && space_->has_faulted();
-        missing_[group].add(goes_astray ? kSpoilt : finds_pages ? 0 : 1, kTrustMemory);
+        missing_.add(goes_astray ? kSpoilt : finds_pages ? 0 : 1, kTrustMemory);
         if (goes_astray) {
             way = way_before_late(rest_ns);
             if (full.run.end == ShadowSpace::End::gone) {
-                shared_.result.spoilt = true;
+                spoil();
                 return;
             }
         }
@@ -218,8 +220,17 @@ class Keeper {
         // of them without the start, must not stand for a span, though.
         const double told_ns =
             std::max({own_ns, std::min(rest_ns, kShortestNs), kShortestGapNs * full.all_hits()});
-        if (plausible && undisturbed)
-            sample(window, !is_cut || own_ns >= rest_ns, told_ns, full.hits[group], full.allocations[group]);
+        if (!plausible || !undisturbed) return;
+        for (std::size_t i = 0; i < windows.size(); ++i) {
+            const std::size_t group = group_of(windows[i].group);
+            if (!space_->counts(group)) continue;
+            shared_.results[i].complete = !is_cut || own_ns >= rest_ns;
+            sample(windows[i], told_ns, full.hits[group], full.allocations[group], shared_.results[i]);
+        }
+    }
+
+    void spoil() {
+        for (ShadowResult& result : shared_.results) result.spoilt = true;
     }
 
     Timed timed_run(double length_ns, const Goal& goal = {}) {
@@ -327,8 +338,8 @@ class Keeper {
             cold_.add(full.own_ns, goal.allocations, half.own_ns, middle.allocations);
     }
 
-    [[nodiscard]] bool finds_most(std::size_t group) const {
-        return missing_[group].count >= kStatesToTrust && missing_[group].value < kTrusted;
+    [[nodiscard]] bool finds_most() const {
+        return missing_.count >= kStatesToTrust && missing_.value < kTrusted;
     }
     [[nodiscard]] double empty_ns() const { return static_cast<double>(space_->empty_run_ns()); }
     [[nodiscard]] double cold_ns() const { return cold_.ns(empty_ns()); }
@@ -378,11 +389,15 @@ class Keeper {
         return is_there;
     }
 
-    void sample(const ShadowWindow& window, bool complete, double own_ns, double hits, double allocations) {
+    void sample(const ShadowWindow& window, double own_ns, double hits, double allocations,
+                ShadowResult& result) {
         if (!restore()) return;
         sampler_.run(*space_, pages_, window, shared_.tid, own_ns, hits, allocations);
         for (const auto& sample : sampler_.events()) shared_.ring.write(sample.event, sample.frames);
-        shared_.result = {true, complete, own_ns, hits, sampler_.bytes(), 0};
+        result.ran = true;
+        result.own_ns = own_ns;
+        result.hits = hits;
+        result.bytes = sampler_.bytes();
         TraceEvent end;
         end.type = TraceEventType::window;
         end.window = window.id;
@@ -411,7 +426,7 @@ class Keeper {
     }
 
     /// How far off own time may be, for all windows together: another processor, other neighbours. With it
-    /// and with kProgramsOwn 54 of 58 lines of 22 sessions of eleven programs (tools/bench/memory/lines.py,
+    /// and with kProgramsOwn 51 of 58 lines of 22 sessions of eleven programs (tools/bench/memory/lines.py,
     /// over four minutes on one virtual machine) were within their interval.
     static constexpr double kShadowSpread = 0.2;
 
@@ -435,7 +450,7 @@ class Keeper {
     bool outdated_ = false;
     /// Allocations of the present state, by group, before the first page that was read late.
     std::array<double, 2> before_late_{};
-    std::array<RunningMean, 2> missing_{};  ///< by group: how many of the states missed pages
+    RunningMean missing_;  ///< how many of the states missed pages
 };
 
 }  // namespace

@@ -92,7 +92,7 @@ bool ShadowPages::begin_state(const std::function<void()>& when_read) {
     sees_changes_ = false;
     PageReads& reads = shared_.reads;
     taken_.assign(reads.runs().size(), false);
-    reads.help(target_, [&](std::size_t i) {
+    reads.help(target_, ~std::uint64_t{0}, [&](std::size_t i) {
         const PageReads::Run& run = reads.runs()[i];
         if (run.failed) return;
         take(run);

@@ -148,6 +148,7 @@ class AllocProbe final : public TracerClient {
     Plan plan_;
     pid_t asked_tid_ = 0;                        ///< being stopped for a shadow
     std::optional<trace::AllocKind> shadow_of_;  ///< for whom the shadow is at work
+    bool shadow_of_both_ = false;                ///< and for the other group, which it came in time for
     std::vector<PlannedSite> sites_;
     std::array<Armed, 3> armed_{};  ///< by AllocKind
     std::array<Tail, 2> tails_;     ///< of malloc and of object

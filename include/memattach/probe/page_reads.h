@@ -28,9 +28,10 @@ class PageReads {
 
     /// They are to be read now.
     void begin();
-    /// Reads what nobody else has begun to read. `on_read(i)`: the list's i-th run has just been read here,
-    /// or has failed.
-    void help(const process::Memory& target, const std::function<void(std::size_t)>& on_read = {});
+    /// Reads what nobody else has begun to read, as long as the monotonic clock is before `until_ns`.
+    /// `on_read(i)`: the list's i-th run has just been read here, or has failed.
+    void help(const process::Memory& target, std::uint64_t until_ns = ~std::uint64_t{0},
+              const std::function<void(std::size_t)>& on_read = {});
     /// Whether everything has been read, or couldn't be.
     [[nodiscard]] bool is_over() const {
         return read_.load(std::memory_order_acquire) >= count_.load(std::memory_order_relaxed);

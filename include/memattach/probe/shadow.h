@@ -97,7 +97,8 @@ struct ShadowShared {
 
     std::atomic<std::uint32_t> state;
     std::atomic<std::uint32_t> announced;  ///< by the tracing process: it is about to submit something
-    ShadowWindow window;
+    std::array<ShadowWindow, 2> windows;   ///< of the same state, each of another group
+    std::uint32_t window_count;
     std::int32_t tid;
     std::int32_t tracer_cpu;  ///< −1: unknown
     user_regs_struct registers;
@@ -109,7 +110,7 @@ struct ShadowShared {
     std::atomic<std::uint32_t> released;   ///< by the keeper: the thread needn't be held any more
     std::atomic<std::uint32_t> hold_over;  ///< by the tracing process: it isn't
 
-    ShadowResult result;
+    std::array<ShadowResult, 2> results;  ///< of `windows`
     std::atomic<std::uint64_t> samples;
     TraceRing ring;  ///< samples, their frees, contents and windows, for the analysing process
 };
@@ -127,11 +128,12 @@ class Shadow {
     [[nodiscard]] bool is_ready();
     /// A thread has been asked to stop. Being woken takes as long as that does.
     void announce();
-    /// `tid` is stopped and would go on with `registers`. Returns when it may. `own_cpu`: where the
-    /// calling process is pinned to, or −1.
-    void submit(const ShadowWindow& window, pid_t tid, const user_regs_struct& registers, int own_cpu);
-    /// The result of what was submitted, once it is there.
-    [[nodiscard]] std::optional<ShadowResult> take();
+    /// `tid` is stopped and would go on with `registers`. Returns when it may. `windows`: one, or one of each
+    /// group, which the same state is for then. `own_cpu`: where the calling process is pinned to, or −1.
+    void submit(std::span<const ShadowWindow> windows, pid_t tid, const user_regs_struct& registers,
+                int own_cpu);
+    /// The results of what was submitted, once they are there.
+    [[nodiscard]] std::optional<std::array<ShadowResult, 2>> take();
 
     static constexpr std::uint64_t kLongestHoldNs = 1'500'000;
 

@@ -84,6 +84,23 @@ TEST_CASE("a page that can't be read fails few others") {
     CHECK(failed <= 8);
 }
 
+TEST_CASE("whoever is out of time leaves the rest to the other") {
+    const Pages pages(500);
+    const process::LiveMemory memory(::getpid());
+    const auto reads = std::make_unique<probe::PageReads>();
+    for (std::size_t i = 0; i < pages.count; i += 2) reads->add(pages.address(i), i / 2);
+    reads->begin();
+    reads->help(memory, 1);
+    CHECK_FALSE(reads->is_over());
+    std::size_t told = 0;
+    reads->help(memory, ~std::uint64_t{0}, [&](std::size_t i) {
+        CHECK_FALSE(reads->runs()[i].failed);
+        ++told;
+    });
+    CHECK(reads->is_over());
+    CHECK(told == reads->runs().size());
+}
+
 TEST_CASE("nothing to read is over at once") {
     const process::LiveMemory memory(::getpid());
     const auto reads = std::make_unique<probe::PageReads>();
