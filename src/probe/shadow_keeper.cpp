@@ -35,6 +35,8 @@ constexpr int kMostTries = 4;
 constexpr double kFarther = 1.15;
 /// A window that ends at an allocation is timed by it, if it isn't one of the first.
 constexpr double kLeastGoal = 4;
+/// How much longer the first run up to a goal takes than the fastest.
+constexpr double kMostSlowness = 2, kSlownessMemory = 32;
 /// What a stub adds to a hit, among other instructions that don't wait for it.
 constexpr double kStubNs = 1.2;
 constexpr double kShortestNs = 15'000;
@@ -262,6 +264,9 @@ class Keeper {
                                  16);
             way.goal = goal_of(first);
             way.full = fastest(first, way.goal, asked_ns);
+            // Without a goal it hasn't been gone with warm caches.
+            if (!way.full.is_cut && way.goal.allocations == 0 && slowness_.count > 0)
+                way.full.own_ns /= slowness_.value;
             const double known_ns = way.full.own_ns - cold_ns();
             if (way.full.is_cut || known_ns > kLongEnough * length_ns) return way;
             // Finding pages took most of the time: now that they are there it gets farther.
@@ -309,12 +314,14 @@ class Keeper {
         const bool has_goal = goal.allocations > 0;
         Timed best = first;
         bool is_known = false;
+        double first_own_ns = 0;
         for (int i = 0, since = 0; i < kMostRuns && since < kRunsWithoutGain; ++i) {
             Timed timed = timed_run(has_goal ? kPatience * length_ns : length_ns, goal);
             if (timed.run.end == ShadowSpace::End::gone) return timed;
             const bool arrives = has_goal ? timed.allocations[goal.group] == goal.allocations
                                           : timed.is_cut && timed.all_hits() == first.all_hits();
             if (has_goal) timed.is_cut = false;
+            if (i == 0 && arrives) first_own_ns = timed.own_ns;
             const bool gains = arrives && (!is_known || timed.own_ns * kGain < best.own_ns);
             // The first two have other memory in their caches: all that was written back, or looked through.
             since = gains || i < 2 ? 0 : since + 1;
@@ -327,6 +334,8 @@ class Keeper {
             is_known = is_known || arrives;
         }
         pages_.expect_any_change();
+        if (has_goal && first_own_ns > 0 && best.own_ns > kShortestNs)
+            slowness_.add(std::min(first_own_ns / best.own_ns, kMostSlowness), kSlownessMemory);
         return best;
     }
 
@@ -444,6 +453,7 @@ class Keeper {
     int cpu_ = -1;  ///< where this process and the shadow are, next to each other
     cpu_set_t allowed_;
     ColdStart cold_;
+    RunningMean slowness_;                ///< of a run for which everything was written back
     RunningMean starting_ns_{20'000, 4};  ///< of a run's wall time, in which the shadow doesn't run
     int runs_ = 0;
     int failures_ = 0;  ///< to make a space, in a row
