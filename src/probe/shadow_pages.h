@@ -58,8 +58,6 @@ class ShadowPages {
     [[nodiscard]] std::size_t missed_constants() const { return missed_constants_; }
     /// Whether a new space is needed, for more pages.
     [[nodiscard]] bool is_full() const { return store_.is_full(); }
-    /// How many pages are brought for each state.
-    [[nodiscard]] std::size_t known() const { return data_.size(); }
 
   private:
     static constexpr std::uint64_t kPage = ShadowShared::kPageBytes;
