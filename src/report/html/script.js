@@ -109,7 +109,7 @@
   }
   function drawCards() {
     const card = (k, v, pm, s) => el("div", {class: "panel card"}, el("div", {class: "k"}, k),
-      el("div", {class: "v"}, v, pm && el("small", {}, pm)), s && el("div", {class: "s"}, s));
+      el("div", {class: "v"}, String(v).replaceAll(" ", "\u00a0"), pm && " ", pm && el("small", {}, pm)), s && el("div", {class: "s"}, s));
     const pm = half => known(half) && "± " + bytes(half);
     const cards = [];
     if (hasMemory) {
