@@ -53,6 +53,7 @@ void AllocProbe::take_shadow() {
     if (!shadow_of_ || asked_tid_ != 0) return;
     const auto results = shadow_.take();
     if (!results) return;
+    schedule_->work((*results)[0].taken_ns + (*results)[1].taken_ns);
     schedule_->group(*shadow_of_).copied((*results)[0]);
     if (std::exchange(shadow_of_both_, false)) schedule_->group(other_of(*shadow_of_)).copied((*results)[1]);
     shadow_of_.reset();

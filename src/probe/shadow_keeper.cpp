@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -15,46 +16,23 @@
 #include "memattach/base/clock.h"
 #include "memattach/probe/stop_clock.h"
 #include "memattach/process/proc.h"
-#include "shadow_sampler.h"
 #include "shadow_timing.h"
 
 namespace memattach::probe {
 namespace {
 
-/// The run that finds the pages and warms the caches goes further than the one that is measured.
-constexpr double kWarmShare = 1.5, kWarmMoreNs = 15'000;
-/// A processor that has done something else for a while runs the same instructions slower at first, all
-/// through the window: three times as slow at first, and even after four runs a program that goes over
-/// hundreds of pages gets faster. Whatever else happens on the machine only makes a run slower, single ones
-/// by two: the fastest counts. Runs go on until so many in a row have gained nothing.
-constexpr int kMostRuns = 8, kRunsWithoutGain = 2;
-constexpr double kGain = 1.02;
-/// So often it is tried how far the state gets in the window's time, while it gets farther by so much: pages
-/// that it finds, or that the kernel has to map for it, take more of that time than anything else.
-constexpr int kMostTries = 4;
-constexpr double kFarther = 1.15;
-/// A window that ends at an allocation is timed by it, if it isn't one of the first.
-constexpr double kLeastGoal = 4;
-/// How much longer the first run up to a goal takes than the fastest.
-constexpr double kMostSlowness = 2, kSlownessMemory = 32;
-/// What a stub adds to a hit, among other instructions that don't wait for it.
-constexpr double kStubNs = 1.2;
-constexpr double kShortestNs = 15'000;
+constexpr double kShortestNs = 5'000;
 /// No program allocates faster: less is an error of what was taken off.
 constexpr double kShortestGapNs = 10;
-/// What the program would have taken, of a shadow's time: a shadow goes a way that it has gone before. Of 22
-/// sessions (kShadowSpread) half came out below 0.93 of the bytes with 1.15.
+/// What the program would have taken, of a shadow's time: a shadow goes a way that it has gone before.
 constexpr double kProgramsOwn = 1.05;
-/// A run is at least so many times as long as a cold start takes.
-constexpr double kLeastStarts = 2;
-/// What starting and stopping costs isn't known to better than this.
-constexpr double kUnsureNs = 1'000;
+/// How much slower the target's processor is: so often it is compared with this one, and at the beginning
+/// time, by ways of so much own time.
+constexpr std::uint64_t kCompareEveryNs = 500'000'000, kForgetNs = 10'000'000'000;
+constexpr double kFirstCompared = 3, kCompareMemory = 4, kMostSlower = 4;
 /// So often the shadow is made anew: what was code or a constant then may be something else by now.
 constexpr int kRunsPerSpace = 512;
 constexpr int kMostFailures = 3;
-/// What passes between a run's start, and its end, and the thread's. On a virtual machine whose page tables
-/// are kept by its hypervisor's software the first instruction may come 100 µs later.
-constexpr double kMostStartingNs = 300'000;
 /// Pages that a run may still miss without being spoilt by it.
 constexpr std::size_t kFewPages = 4;
 /// Where fewer of the last states missed more than that, nobody waits until the next has found its pages. One
@@ -75,7 +53,8 @@ class Keeper {
           unmapped_(unmapped),
           notify_fd_(notify_fd),
           pages_(memory_, patches, map.redirects, shared),
-          sampler_(target, memory_, runtime, map, sites, counters) {
+          sampler_(target, memory_, runtime, map, sites, counters),
+          timing_(shared, counters, pages_, sampler_) {
         CPU_ZERO(&allowed_);
         sched_getaffinity(0, sizeof allowed_, &allowed_);
     }
@@ -105,7 +84,7 @@ class Keeper {
         measure();
         release();
         sampler_.keep_up();
-        if (space_) pages_.learn(finds_most());
+        if (space_) pages_.learn(*space_, finds_most());
         const bool stays = space_ && runs_ < kRunsPerSpace && !outdated_ && !pages_.is_full();
         const bool is_there = stays || build() || ++failures_ < kMostFailures;
         const auto work_ns = static_cast<double>(base::monotonic_ns() - start_ns);
@@ -122,6 +101,7 @@ class Keeper {
     }
 
     bool build() {
+        timing_.set_space(nullptr);
         space_.reset();
         if (pages_.data_fd() < 0) return false;
         mappings_ = process::read_maps(target_);
@@ -131,31 +111,17 @@ class Keeper {
         const ShadowSpace::Options options{memory_,   mappings_,  sites_,
                                            unmapped_, &counters_, pages_.data_fd()};
         space_ = std::make_unique<ShadowSpace>(options);
-        if (space_->empty_run_ns() == 0) {
+        if (!space_->is_ready()) {
             space_.reset();
             return false;
         }
+        timing_.set_space(space_.get());
         space_->kernel().set_pid(process::namespace_tid(target_, target_).value_or(0));
         pages_.begin_space(*space_, mappings_);
         runs_ = 0;
         outdated_ = false;
         failures_ = 0;
         return true;
-    }
-
-    /// The state that was submitted, and nothing counted.
-    bool restore() {
-        counters_.hits.fill(0);
-        const std::size_t bytes = std::min<std::size_t>(shared_.state_bytes, ShadowShared::kStateBytes);
-        pages_.restore();
-        return bytes != 0 &&
-               space_->set_state(shared_.registers, std::span(shared_.extended_state).first(bytes));
-    }
-
-    /// Its own time, the counters' apart; with what a cold start took.
-    [[nodiscard]] double own_of(const ShadowSpace::Run& run) const {
-        return static_cast<double>(run.cpu_ns) - static_cast<double>(space_->empty_run_ns()) -
-               kStubNs * (sampler_.hits(0) + sampler_.hits(1));
     }
 
     void measure() {
@@ -165,11 +131,9 @@ class Keeper {
         for (const ShadowWindow& window : windows) wanted_ns = std::max(wanted_ns, window.own_ns);
         counters_.watched.fill(ShadowCounters::kNobody);
         counters_.big_bytes = ShadowCounters::kNever;
-        // Where a start costs as much as a window is long, own time would be what is left of two large
-        // figures.
-        const double rest_ns = std::clamp(std::max(wanted_ns, kLeastStarts * cold_ns()), 0.0, 10e6);
+        const double rest_ns = std::clamp(wanted_ns, kShortestNs, 10e6);
         choose_cpu();
-        space_->begin_state();
+        timing_.begin_state();
         const auto when_read = [&] {
             sampler_.see_stack(shared_.registers.fs_base);
             if (finds_most()) release();
@@ -178,55 +142,67 @@ class Keeper {
             spoil();
             return;
         }
-        before_late_ = {};
         const std::size_t missed_before = pages_.missed_data();
-        static_cast<void>(go(kWarmShare * rest_ns + kWarmMoreNs, [this] { release(); }));
+        Way way = timing_.find_way(rest_ns, [this] { release(); });
         release();
-        Way way = find_way(rest_ns);
-        const Timed& full = way.full;
-        const Goal& goal = way.goal;
-        if (full.run.end == ShadowSpace::End::gone) {
+        if (way.full.run.end == ShadowSpace::End::gone) {
             outdated_ = true;
             return;
         }
-        if (way.has_not_moved) {
-            // The timer was faster than the shadow.
-            starting_ns_.value = std::min(1.5 * starting_ns_.value + kShortestNs, kMostStartingNs);
+        if (way.full.is_cut && way.full.run.end == ShadowSpace::End::stopped) check_layout();
+        const bool misses_page = way.full.run.end == ShadowSpace::End::missing_page;
+        const bool finds_pages = !misses_page && pages_.missed_data() - missed_before <= kFewPages;
+        const bool goes_astray = way.full.is_cut && pages_.late() > 0 && space_->has_faulted();
+        missing_.add(goes_astray ? kSpoilt : finds_pages ? 0 : 1, kTrustMemory);
+        if (goes_astray) way = timing_.way_before_late(rest_ns);
+        if (!way.is_known) {
+            spoil();
             return;
         }
-        if (full.is_cut && full.run.end == ShadowSpace::End::stopped) check_layout();
-        if (goal.allocations >= 2 * kLeastGoal && cold_.wants_more(runs_)) add_half(full, goal, rest_ns);
-        const bool misses_page = full.run.end == ShadowSpace::End::missing_page;
-        const bool finds_pages = !misses_page && pages_.missed_data() - missed_before <= kFewPages;
-        const bool goes_astray = full.is_cut && pages_.late() > 0 && space_->has_faulted();
-        missing_.add(goes_astray ? kSpoilt : finds_pages ? 0 : 1, kTrustMemory);
-        if (goes_astray) {
-            way = way_before_late(rest_ns);
-            if (full.run.end == ShadowSpace::End::gone) {
-                spoil();
-                return;
-            }
-        }
-        const bool is_cut = full.is_cut;
-        double own_ns = kProgramsOwn * (full.own_ns - std::min(cold_ns(), std::max(full.own_ns, 0.0)));
+        compare_processors(way);
+        tell(windows, way, rest_ns);
+    }
+
+    /// How much longer a way takes where the target's thread runs than here.
+    [[nodiscard]] double slower_there() const {
+        const auto known = speeds_.find({shared_.tracer_cpu, cpu_});
+        return known == speeds_.end() || known->second.ratio.count == 0 ? 1 : known->second.ratio.value;
+    }
+
+    void compare_processors(const Way& way) {
+        const int there = shared_.tracer_cpu;
+        if (there < 0 || there == cpu_ || !CPU_ISSET(static_cast<std::size_t>(there), &allowed_)) return;
+        if (way.marks == 0) return;
+        Speed& speed = speeds_[{there, cpu_}];
+        const std::uint64_t start_ns = base::monotonic_ns();
+        const std::uint64_t age_ns = start_ns - speed.compared_ns;
+        if (age_ns > kForgetNs) speed = {};
+        if (speed.ratio.count >= kFirstCompared && age_ns < kCompareEveryNs) return;
+        move_to(there);
+        const auto ratio = timing_.compare(way);
+        move_to(cpu_);
+        speed.compared_ns = base::monotonic_ns();
+        for (ShadowResult& result : shared_.results)
+            result.taken_ns += static_cast<double>(speed.compared_ns - start_ns) / 2;
+        if (ratio) speed.ratio.add(std::clamp(*ratio, 1 / kMostSlower, kMostSlower), kCompareMemory);
+    }
+
+    void tell(std::span<const ShadowWindow> windows, const Way& way, double rest_ns) {
+        const Timed& full = way.full;
+        double own_ns = kProgramsOwn * slower_there() * timing_.warm_ns(way);
         // It ends with an allocation: up to the next there would have been some more time without one.
-        if (goal.allocations > 0) own_ns *= (goal.allocations + 1) / goal.allocations;
+        if (way.marks > 0) own_ns *= (full.all_allocations() + 1) / full.all_allocations();
         // Forged counters can't say more than a processor can do.
-        const bool plausible = full.all_hits() < 1e3 + own_ns && own_ns > -kUnsureNs;
-        // One more is where it ended.
-        const bool undisturbed = full.missed <= kFewPages + (misses_page ? 1 : 0);
-        // Where the start is dear, what is left may be nothing but an error of it.
-        if (is_cut && is_start_dear() && own_ns < 2 * empty_ns()) return;
+        if (full.all_hits() > 1e3 + own_ns) return;
         // What comes behind a page that can't be had, or a system call, isn't known. The window stays one:
         // leaving out all those would leave out what is allocated before. A few microseconds, or what is left
         // of them without the start, must not stand for a span, though.
         const double told_ns =
             std::max({own_ns, std::min(rest_ns, kShortestNs), kShortestGapNs * full.all_hits()});
-        if (!plausible || !undisturbed) return;
         for (std::size_t i = 0; i < windows.size(); ++i) {
             const std::size_t group = group_of(windows[i].group);
             if (!space_->counts(group)) continue;
-            shared_.results[i].complete = !is_cut || own_ns >= rest_ns;
+            shared_.results[i].complete = !full.is_cut || own_ns >= rest_ns;
             sample(windows[i], told_ns, full.hits[group], full.allocations[group], shared_.results[i]);
         }
     }
@@ -235,132 +211,8 @@ class Keeper {
         for (ShadowResult& result : shared_.results) result.spoilt = true;
     }
 
-    Timed timed_run(double length_ns, const Goal& goal = {}) {
-        Timed timed;
-        const std::size_t missed_before = pages_.missed_data() + pages_.missed_constants();
-        timed.run = go(length_ns, {}, goal);
-        timed.is_cut = timed.run.end != ShadowSpace::End::limit;
-        timed.hits = {sampler_.hits(0), sampler_.hits(1)};
-        timed.allocations = {sampler_.hits(0, true), sampler_.hits(1, true)};
-        timed.own_ns = own_of(timed.run);
-        timed.missed = pages_.missed_data() + pages_.missed_constants() - missed_before;
-        return timed;
-    }
-
-    /// The way of the state in about so much of its own time, gone as fast as can be.
-    Way find_way(double length_ns) {
-        constexpr int kMostLengths = 3;
-        constexpr double kLongEnough = 0.6, kLongest = 3;
-        Way way;
-        double asked_ns = length_ns;
-        for (int i = 0; i < kMostLengths; ++i) {
-            const Timed first = way.full = farthest(asked_ns);
-            if (first.run.end == ShadowSpace::End::gone) return way;
-            way.has_not_moved = !first.is_cut && has_not_moved();
-            if (way.has_not_moved) return way;
-            if (!first.is_cut && first.missed == 0 && first.run.calls == 0)
-                starting_ns_.add(std::clamp(asked_ns + starting_ns_.value - (first.own_ns - cold_ns()), 0.0,
-                                            kMostStartingNs),
-                                 16);
-            way.goal = goal_of(first);
-            way.full = fastest(first, way.goal, asked_ns);
-            // Without a goal it hasn't been gone with warm caches.
-            if (!way.full.is_cut && way.goal.allocations == 0 && slowness_.count > 0)
-                way.full.own_ns /= slowness_.value;
-            const double known_ns = way.full.own_ns - cold_ns();
-            if (way.full.is_cut || known_ns > kLongEnough * length_ns) return way;
-            // Finding pages took most of the time: now that they are there it gets farther.
-            asked_ns *= std::clamp(length_ns / std::max(known_ns, 1.0), 1.5, kLongest);
-        }
-        return way;
-    }
-
-    /// It went astray in memory that had changed when it was read: what it did up to there is what the thread
-    /// did. The run's end is `gone` where that was next to nothing.
-    Way way_before_late(double length_ns) {
-        Way way;
-        way.full.allocations = before_late_;
-        way.goal = goal_of(way.full);
-        if (way.goal.allocations > 0) way.full = fastest(way.full, way.goal, length_ns);
-        way.full.is_cut = true;
-        return way;
-    }
-
-    /// How far the state gets in so much of its own time.
-    Timed farthest(double length_ns) {
-        Timed best;
-        for (int i = 0; i < kMostTries; ++i) {
-            const Timed timed = timed_run(length_ns);
-            if (timed.run.end == ShadowSpace::End::gone) return timed;
-            const bool gains = i == 0 || timed.all_hits() > kFarther * best.all_hits();
-            if (i == 0 || timed.all_hits() >= best.all_hits()) best = timed;
-            if (timed.missed == 0 && (timed.is_cut || !gains)) break;
-        }
-        return best;
-    }
-
-    /// The last allocation of the group that has more. Nothing where it can't be told by one.
-    [[nodiscard]] static Goal goal_of(const Timed& first) {
-        const std::size_t group = first.allocations[0] > first.allocations[1] ? 0 : 1;
-        if (first.is_cut || first.allocations[group] < kLeastGoal) return {};
-        return {group, first.allocations[group]};
-    }
-
-    /// The same way again and again: how fast it can be gone. How far is known before, so that what lies at
-    /// its end has no say in that. What a run changes is written back, and nothing else: the processor's
-    /// caches hold what the program uses, as they do for the program.
-    Timed fastest(const Timed& first, const Goal& goal, double length_ns) {
-        constexpr double kPatience = 3;
-        const bool has_goal = goal.allocations > 0;
-        if (!has_goal && !first.is_cut) return first;
-        Timed best = first;
-        bool is_known = false;
-        double first_own_ns = 0;
-        for (int i = 0, since = 0; i < kMostRuns && since < kRunsWithoutGain; ++i) {
-            Timed timed = timed_run(has_goal ? kPatience * length_ns : length_ns, goal);
-            if (timed.run.end == ShadowSpace::End::gone) return timed;
-            const bool arrives = has_goal ? timed.allocations[goal.group] == goal.allocations
-                                          : timed.is_cut && timed.all_hits() == first.all_hits();
-            if (has_goal) timed.is_cut = false;
-            if (i == 0 && arrives) first_own_ns = timed.own_ns;
-            const bool gains = arrives && (!is_known || timed.own_ns * kGain < best.own_ns);
-            // The first two have other memory in their caches: all that was written back, or looked through.
-            since = gains || i < 2 ? 0 : since + 1;
-            if (arrives && (!is_known || timed.own_ns < best.own_ns)) best = timed;
-            if (!arrives) {
-                pages_.expect_any_change();
-            } else if (!is_known || timed.missed > 0) {
-                pages_.see_changes();
-            }
-            is_known = is_known || arrives;
-        }
-        pages_.expect_any_change();
-        if (has_goal && first_own_ns > 0 && best.own_ns > kShortestNs)
-            slowness_.add(std::min(first_own_ns / best.own_ns, kMostSlowness), kSlownessMemory);
-        return best;
-    }
-
-    /// The same half as far.
-    void add_half(const Timed& full, const Goal& goal, double length_ns) {
-        const Goal middle{goal.group, std::floor(goal.allocations / 2)};
-        const Timed half = fastest(full, middle, length_ns);
-        if (half.run.end != ShadowSpace::End::gone && half.allocations[goal.group] == middle.allocations)
-            cold_.add(full.own_ns, goal.allocations, half.own_ns, middle.allocations);
-    }
-
     [[nodiscard]] bool finds_most() const {
         return missing_.count >= kStatesToTrust && missing_.value < kTrusted;
-    }
-    [[nodiscard]] double empty_ns() const { return static_cast<double>(space_->empty_run_ns()); }
-    [[nodiscard]] double cold_ns() const { return cold_.ns(empty_ns()); }
-    /// What is left of a short run's time is mostly its start.
-    [[nodiscard]] bool is_start_dear() const { return empty_ns() > kShortestNs; }
-
-    /// It executed nothing of the state that it was given.
-    [[nodiscard]] bool has_not_moved() {
-        if (sampler_.hits(0) + sampler_.hits(1) > 0) return false;
-        const auto now = space_->registers();
-        return now && now->rip == shared_.registers.rip && now->rsp == shared_.registers.rsp;
     }
 
     /// Next to the shadow, each waking the other, and not where the tracing process waits.
@@ -371,37 +223,22 @@ class Keeper {
         if (taken >= 0 && CPU_COUNT(&allowed) > 1) CPU_CLR(static_cast<std::size_t>(taken), &allowed);
         for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
             if (!CPU_ISSET(static_cast<std::size_t>(cpu), &allowed)) continue;
-            cpu_ = cpu;
-            if (space_) space_->set_cpu(cpu);
-            cpu_set_t one;
-            CPU_ZERO(&one);
-            CPU_SET(static_cast<std::size_t>(cpu), &one);
-            sched_setaffinity(0, sizeof one, &one);
+            move_to(cpu_ = cpu);
             return;
         }
     }
 
-    /// Runs the state that was submitted for so much of its own time, or a little more, or up to `goal`.
-    ShadowSpace::Run go(double own_ns, const std::function<void()>& at_end = {}, const Goal& goal = {}) {
-        if (!restore()) return {};
-        counters_.countdown = {ShadowCounters::kNever, ShadowCounters::kNever};
-        if (goal.allocations > 0)
-            counters_.countdown[goal.group] = static_cast<std::uint64_t>(goal.allocations);
-        return space_->run(
-            static_cast<std::uint64_t>(own_ns + starting_ns_.value),
-            [this](std::uint64_t page) { return bring(page); }, at_end);
-    }
-
-    bool bring(std::uint64_t page) {
-        const bool was_late = pages_.late() > 0;
-        const bool is_there = pages_.bring(*space_, page);
-        if (!was_late && pages_.late() > 0) before_late_ = {sampler_.hits(0, true), sampler_.hits(1, true)};
-        return is_there;
+    void move_to(int cpu) {
+        if (space_) space_->set_cpu(cpu);
+        cpu_set_t one;
+        CPU_ZERO(&one);
+        CPU_SET(static_cast<std::size_t>(cpu), &one);
+        sched_setaffinity(0, sizeof one, &one);
     }
 
     void sample(const ShadowWindow& window, double own_ns, double hits, double allocations,
                 ShadowResult& result) {
-        if (!restore()) return;
+        if (!timing_.restore_for_sampling()) return;
         sampler_.run(*space_, pages_, window, shared_.tid, own_ns, hits, allocations);
         for (const auto& sample : sampler_.events()) shared_.ring.write(sample.event, sample.frames);
         result.ran = true;
@@ -449,18 +286,19 @@ class Keeper {
     int notify_fd_;
     ShadowPages pages_;
     ShadowSampler sampler_;
+    ShadowTiming timing_;
     std::vector<process::Mapping> mappings_;
     std::unique_ptr<ShadowSpace> space_;
     int cpu_ = -1;  ///< where this process and the shadow are, next to each other
     cpu_set_t allowed_;
-    ColdStart cold_;
-    RunningMean slowness_;                ///< of a run for which everything was written back
-    RunningMean starting_ns_{20'000, 4};  ///< of a run's wall time, in which the shadow doesn't run
+    struct Speed {
+        RunningMean ratio;  ///< of a way's time there and here
+        std::uint64_t compared_ns = 0;
+    };
+    std::map<std::pair<int, int>, Speed> speeds_;  ///< by there and here
     int runs_ = 0;
     int failures_ = 0;  ///< to make a space, in a row
     bool outdated_ = false;
-    /// Allocations of the present state, by group, before the first page that was read late.
-    std::array<double, 2> before_late_{};
     RunningMean missing_;  ///< how many of the states missed pages
 };
 

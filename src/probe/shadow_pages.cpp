@@ -14,8 +14,9 @@ constexpr std::size_t kFirstAhead = 1, kMostAhead = 64;
 /// back where it is missed, as it was when the state was taken. `kLearn`: what one state says. A page that
 /// has been missed is known to be in use, what came along with it isn't.
 constexpr double kLearn = 0.3, kMissedUse = 0.5, kBroughtUse = 0.15;
-/// Pages in use are left out in so many of the states, others more often.
-constexpr double kSurelyUsed = 0.6, kSureTest = 0.1, kTest = 0.35;
+/// Pages in use are left out in so many of the states, others more often; not more than so many at once that
+/// are likely to be missed.
+constexpr double kSurelyUsed = 0.6, kSureTest = 0.1, kTest = 0.35, kMostMissed = 2;
 /// A page that is used in fewer of the states is forgotten: a miss takes as long as ten pages that are read
 /// for nothing.
 constexpr double kLeastUse = 0.1;
@@ -24,8 +25,11 @@ constexpr double kLeastUse = 0.1;
 constexpr std::size_t kMostPages = 1024;
 constexpr std::uint64_t kMostReadNs = Shadow::kLongestHoldNs / 2;
 constexpr double kLeastUseOfMany = 0.3;
-/// A program that misses more pages in one state than so many goes all over its heap.
-constexpr std::size_t kManyMissed = 6;
+/// A page is written back for each run until it was found unchanged some ten times in a row.
+constexpr double kLearnChange = 0.25, kLeastChange = 0.05;
+/// A page that is missed comes with its neighbours: it takes as long as tens of pages that are read. A
+/// program that misses more pages in one state than so many goes all over its heap.
+constexpr std::size_t kManyMissed = 4;
 constexpr std::uint64_t kAround = 16 << 10;
 /// Of one state.
 constexpr std::size_t kMostLate = 256;
@@ -58,6 +62,11 @@ void ShadowPages::begin_space(ShadowSpace& space, std::span<const process::Mappi
         const process::Mapping* mapping = mapping_of(entry->first);
         entry = mapping != nullptr && holds_data(*mapping) ? std::next(entry) : drop(entry);
     }
+    untouched_.clear();
+    for (const auto& [page, held] : data_) {
+        if (held.place != nullptr) untouched_.push_back(page);
+    }
+    touch(space);
     list_reads();
 }
 
@@ -71,7 +80,7 @@ void ShadowPages::list_reads() {
         held.content = new_pages(1).data();
         places_.push_back(held.place);
     }
-    list_copies();
+    listed_ = false;
 }
 
 /// What has just been read goes to its place while the processor's caches have it.
@@ -89,7 +98,6 @@ bool ShadowPages::begin_state(const std::function<void()>& when_read) {
     next_page_ = 0;
     ahead_ = 1;
     missed_here_ = late_ = 0;
-    sees_changes_ = false;
     PageReads& reads = shared_.reads;
     taken_.assign(reads.runs().size(), false);
     reads.help(target_, ~std::uint64_t{0}, [&](std::size_t i) {
@@ -123,8 +131,21 @@ bool ShadowPages::begin_state(const std::function<void()>& when_read) {
     return is_whole;
 }
 
-void ShadowPages::learn(bool tests) {
+void ShadowPages::touch(ShadowSpace& space) {
+    std::erase_if(untouched_, [&](std::uint64_t page) {
+        const auto known = data_.find(page);
+        return known == data_.end() || known->second.place == nullptr;
+    });
+    space.touch(untouched_);
+    untouched_.clear();
+}
+
+void ShadowPages::learn(ShadowSpace& space, bool tests) {
     const double least = data_.size() > kMostPages || read_ns_ > kMostReadNs ? kLeastUseOfMany : kLeastUse;
+    const auto test_chance = [](const Held& held) { return held.use > kSurelyUsed ? kSureTest : kTest; };
+    double missed = 0;
+    for (const auto& [page, held] : data_) missed += test_chance(held) * held.use;
+    const double share = tests ? std::min(1.0, kMostMissed / std::max(missed, kMostMissed)) : 0;
     std::uniform_real_distribution<double> chance;
     for (auto entry = data_.begin(); entry != data_.end();) {
         Held& held = entry->second;
@@ -133,13 +154,14 @@ void ShadowPages::learn(bool tests) {
             entry = drop(entry);
             continue;
         }
-        held.is_tested = tests && chance(random_) < (held.use > kSurelyUsed ? kSureTest : kTest);
+        held.is_tested = chance(random_) < share * test_chance(held);
         if (held.is_tested && held.place != nullptr) {
             store_.drop(entry->first);
             held.place = nullptr;
         }
         ++entry;
     }
+    touch(space);
     list_reads();
 }
 
@@ -163,30 +185,30 @@ std::span<std::byte> ShadowPages::new_pages(std::size_t count) {
 
 void ShadowPages::restore() {
     if (std::exchange(is_restored_, false)) return;
-    if (!listed_) {
-        list_copies();
-        sees_changes_ = false;
-    }
-    for (const Copy& copy : sees_changes_ ? changed_ : copies_)
-        std::memcpy(copy.place, copy.content, copy.size_bytes);
+    const bool all = std::exchange(restores_all_, false);
+    if (!listed_ || all) list_copies(all);
+    for (const Copy& copy : copies_) std::memcpy(copy.place, copy.content, copy.size_bytes);
+    listed_ = !all;
 }
 
-void ShadowPages::see_changes() {
-    if (!listed_) return;
-    changed_.clear();
-    for (const Copy& copy : copies_) {
-        for (std::size_t at = 0; at < copy.size_bytes; at += kPage) {
-            if (std::memcmp(copy.place + at, copy.content + at, kPage) == 0) continue;
-            changed_.push_back({copy.place + at, copy.content + at, kPage});
-        }
+bool ShadowPages::see_changes() {
+    bool all_known = true;
+    for (auto& [page, held] : data_) {
+        if (held.place == nullptr) continue;
+        const bool is_changed = std::memcmp(held.place, held.content, kPage) != 0;
+        all_known = all_known && (!is_changed || held.change >= kLeastChange);
+        held.change += kLearnChange * ((is_changed ? 1 : 0) - held.change);
+        if (is_changed) held.change = std::max(held.change, kLeastChange);
     }
-    sees_changes_ = true;
+    listed_ = false;
+    restores_all_ = !all_known;
+    return all_known;
 }
 
-void ShadowPages::list_copies() {
+void ShadowPages::list_copies(bool all) {
     copies_.clear();
     for (const auto& [page, held] : data_) {
-        if (held.place == nullptr) continue;
+        if (held.place == nullptr || (!all && held.change < kLeastChange)) continue;
         if (!copies_.empty()) {
             Copy& last = copies_.back();
             if (last.content + last.size_bytes == held.content &&
@@ -197,7 +219,6 @@ void ShadowPages::list_copies() {
         }
         copies_.push_back({held.place, held.content, kPage});
     }
-    listed_ = true;
 }
 
 const process::Mapping* ShadowPages::mapping_of(std::uint64_t page) const {
@@ -225,15 +246,15 @@ bool ShadowPages::bring(ShadowSpace& space, std::uint64_t page) {
     while (count < ahead_ && data_.count(page + count * kPage) == 0 && !is_constant(page + count * kPage))
         ++count;
     next_page_ = page + count * kPage;
-    if (count == 1 && missed_here_ > kManyMissed && bring_around(space, page)) return true;
+    if (count == 1 && bring_around(space, page)) return true;
     if (bring_data(space, page, count, page)) return true;
     next_page_ = page + kPage;
     return count > 1 && bring_data(space, page, 1, page);
 }
 
-/// Where a program goes all over its heap: with its neighbours that aren't there.
+/// With its neighbours that aren't there.
 bool ShadowPages::bring_around(ShadowSpace& space, std::uint64_t page) {
-    const std::uint64_t bytes = missed_here_ > 3 * kManyMissed ? 2 * kAround : kAround;
+    const std::uint64_t bytes = missed_here_ > kManyMissed ? 2 * kAround : kAround;
     const std::uint64_t first = page & ~(bytes - 1);
     const process::Mapping* mapping = mapping_of(page);
     if (mapping == nullptr) return false;
@@ -262,8 +283,9 @@ bool ShadowPages::bring_data(ShadowSpace& space, std::uint64_t first, std::size_
     for (std::size_t i = 0; i < count; ++i) {
         const std::uint64_t at = first + i * kPage;
         Held& entry = data_[at];
-        entry = {contents.data() + i * kPage, nullptr, at == page ? kMissedUse : kBroughtUse, false};
+        entry = {contents.data() + i * kPage, nullptr, at == page ? kMissedUse : kBroughtUse, 1, false};
         if (!put(at, entry)) return false;
+        if (at != page) untouched_.push_back(at);
     }
     return space.wake(page);
 }

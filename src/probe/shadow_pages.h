@@ -38,18 +38,21 @@ class ShadowPages {
     /// A new state has been submitted, and its thread is held: reads what the space holds. False where it
     /// wasn't held long enough for that. `when_read`: it needn't be held for these pages any more.
     bool begin_state(const std::function<void()>& when_read);
-    /// Writes the state's pages over what the space holds; after see_changes() those that were changed.
+    /// Writes the state's pages over what the space holds. Not all of them, the processor's caches would have
+    /// nothing else afterwards: those that runs change, as far as that is known.
     void restore();
-    /// What a run has changed is all that the next ones will change: they go the same way up to the same end.
-    /// Until they don't (`expect_any_change()`), or another page is missed.
-    void see_changes();
-    void expect_any_change() { sees_changes_ = false; }
+    /// Which pages runs have changed since they were restored. False where it was one that restore() doesn't
+    /// know of: then runs since the state was taken haven't all begun with it. The next restore() is right.
+    bool see_changes();
+    /// A run did what it shouldn't have: the next restore() writes all pages.
+    void restore_all() { restores_all_ = true; }
     /// Brings a page that the shadow misses; with what follows it, where pages are missed one after the
     /// other. False where there is none, or the thread isn't held any more.
     bool bring(ShadowSpace& space, std::uint64_t page);
-    /// The state isn't needed any more: forgets pages that are seldom used. `tests`: the next state may take
+    /// The state isn't needed any more: forgets pages that are seldom used, and makes the others ready.
+    /// `tests`: the next state may take
     /// a little longer for it.
-    void learn(bool tests);
+    void learn(ShadowSpace& space, bool tests);
 
     /// How many pages were missed so far that the target may write to, and how many others.
     [[nodiscard]] std::size_t missed_data() const { return missed_data_; }
@@ -67,6 +70,7 @@ class ShadowPages {
         std::byte* content = nullptr;  ///< in the present state
         std::byte* place = nullptr;    ///< in the store; null: it is left out
         double use = 0;                ///< in how many of the states it is used
+        double change = 1;             ///< in how many of those that were looked at it was changed
         bool is_tested = false;        ///< it was left out when the state was taken
     };
 
@@ -79,9 +83,10 @@ class ShadowPages {
     /// Contiguous; empty where there is no room left.
     std::span<std::byte> new_pages(std::size_t count);
     void list_reads();
-    void list_copies();
+    void list_copies(bool all);
     void take(const PageReads::Run& run);
     bool put(std::uint64_t page, Held& held);
+    void touch(ShadowSpace& space);
     bool bring_around(ShadowSpace& space, std::uint64_t page);
     bool bring_data(ShadowSpace& space, std::uint64_t first, std::size_t count, std::uint64_t page);
     std::map<std::uint64_t, Held>::iterator drop(std::map<std::uint64_t, Held>::iterator entry);
@@ -106,12 +111,13 @@ class ShadowPages {
         const std::byte* content = nullptr;
         std::size_t size_bytes = 0;
     };
-    std::vector<Copy> copies_, changed_;
-    std::vector<std::byte*> places_;  ///< by page of the pool, for what is read: Held::place
-    std::vector<bool> taken_;         ///< by run of what is read
-    bool is_restored_ = false;        ///< no run has been made since the state was taken
-    bool listed_ = false;             ///< `copies_` says what data_ says
-    bool sees_changes_ = false;       ///< `changed_` is enough
+    std::vector<Copy> copies_;              ///< what may be changed
+    std::vector<std::uint64_t> untouched_;  ///< in the store, not yet used by the space
+    std::vector<std::byte*> places_;        ///< by page of the pool, for what is read: Held::place
+    std::vector<bool> taken_;               ///< by run of what is read
+    bool is_restored_ = false;              ///< no run has been made since the state was taken
+    bool listed_ = false;                   ///< `copies_` says what data_ says
+    bool restores_all_ = false;             ///< the next restore() does
     std::vector<std::pair<std::uint64_t, std::byte>> originals_;
 };
 

@@ -1,5 +1,6 @@
 // A shadow's runs: how it is let go, given what it misses, and stopped.
 
+#include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <sched.h>
@@ -13,6 +14,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 
@@ -22,25 +24,30 @@
 namespace memattach::probe {
 namespace {
 
-/// What a fault takes of the thread's own CPU time at least; as much as being let go and stopped does, where
-/// that is dear: both are a few switches.
-constexpr std::uint64_t kFaultNs = 9'000;
 /// What a system call that isn't carried out would have taken outside of the kernel.
-constexpr std::uint64_t kCallNs = 50;
+constexpr double kCallNs = 50;
 /// A run that has gone so far is as good as over.
-constexpr std::uint64_t kNearNs = 5'000;
-/// From setting a timer to the shadow's going on.
-constexpr std::uint64_t kResumeNs = 20'000;
+constexpr double kNearNs = 5'000;
+/// On a virtual machine whose page tables are kept by its hypervisor's software the first instruction may
+/// come 100 µs after the shadow was let go.
+constexpr double kMostStartingNs = 300'000;
 constexpr std::uint64_t kLongestRunNs = 20'000'000;
 /// More of them, and what they cost hides what is between them.
 constexpr std::uint64_t kMostCalls = 64;
 
 }  // namespace
 
-std::uint64_t ShadowSpace::thread_cpu_ns() const {
-    std::array<char, 64> text{};
-    if (::pread(schedstat_.get(), text.data(), text.size() - 1, 0) <= 0) return 0;
-    return std::strtoull(text.data(), nullptr, 10);
+/// Own time so far of a run that has begun.
+double ShadowSpace::present_ns(std::uint64_t ticks) const {
+    const std::uint64_t start = counters_->start_ticks;
+    return ticks > start ? ticks_.ns(ticks - start) - stalled_ns_ : 0;
+}
+
+/// It goes on now, and has been waiting for this process at least since `from_ticks`.
+void ShadowSpace::add_stall(std::uint64_t from_ticks, bool is_fault) {
+    const double ns = ticks_.ns(__rdtsc() - from_ticks) + (is_fault ? fault_ns_ : call_ns_);
+    stalls_.push_back({counters_->marked, ns, is_fault});
+    stalled_ns_ += ns;
 }
 
 bool ShadowSpace::wait_stopped() {
@@ -67,31 +74,50 @@ ShadowSpace::Run ShadowSpace::run(std::uint64_t limit_ns,
                                   const std::function<bool(std::uint64_t)>& on_missing,
                                   const std::function<void()>& at_end) {
     Run out;
-    const std::uint64_t before_ns = thread_cpu_ns();
     const std::uint64_t start_ns = base::monotonic_ns();
-    std::uint64_t filled = 0;
+    const std::uint64_t start_ticks = __rdtsc();
     const auto fill = [&](std::uint64_t page) {
         out.page = page;
-        if (!on_missing(page)) return false;
-        ++filled;
-        return true;
+        return on_missing(page);
     };
-    // The clock goes on while the shadow waits for pages.
+    // The clock goes on while the shadow waits.
     const auto left = [&]() -> std::uint64_t {
         const std::uint64_t now_ns = base::monotonic_ns();
-        if (filled + calls_ == 0 || now_ns - start_ns > kLongestRunNs + limit_ns) return 0;
-        const std::uint64_t least_ns = empty_ns_ + calls_ * call_ns_ + filled * std::max(kFaultNs, empty_ns_);
-        const std::uint64_t used_ns = thread_cpu_ns() - before_ns;
-        const std::uint64_t own_ns = used_ns - std::min(used_ns, least_ns);
-        return own_ns + kNearNs >= limit_ns ? 0 : now_ns + limit_ns - own_ns + kResumeNs;
+        if (now_ns - start_ns > kLongestRunNs + limit_ns) return 0;
+        const double own_ns = counters_->start_ticks == 0 ? 0 : present_ns(__rdtsc());
+        const double rest_ns = static_cast<double>(limit_ns) - own_ns;
+        return rest_ns < kNearNs ? 0 : now_ns + static_cast<std::uint64_t>(rest_ns);
     };
     calls_ = 0;
+    stalls_.clear();
+    stalled_ns_ = 0;
     deadline_ns_ = 0;
-    out.end = go_on(start_ns + limit_ns, fill, left, at_end);
+    out.end = go_on(start_ns + static_cast<std::uint64_t>(starting_ns_) + limit_ns, fill, left, at_end);
     if (out.end == End::gone) return out;
-    out.calls = calls_;
-    const std::uint64_t used_ns = thread_cpu_ns() - before_ns;
-    out.cpu_ns = used_ns - std::min(used_ns, calls_ * call_ns_) + calls_ * kCallNs;
+    const std::uint64_t first_ticks = counters_->start_ticks;
+    out.has_begun = first_ticks != 0;
+    if (!out.has_begun) return out;
+    if (first_ticks > start_ticks && first_ticks < end_ticks_)
+        starting_ns_ += (std::min(ticks_.ns(first_ticks - start_ticks), kMostStartingNs) - starting_ns_) / 8;
+    // Whatever the shadow made of the counters, it didn't take longer than that.
+    const double all_ns = ticks_.ns(end_ticks_ - start_ticks);
+    const double calls_ns = kCallNs * static_cast<double>(calls_);
+    const double ending_ns = out.end == End::limit ? 0 : stop_ns_;
+    out.own_ns = std::clamp(present_ns(end_ticks_) + calls_ns - ending_ns, 0.0, all_ns);
+    const std::size_t marks = std::min<std::size_t>(counters_->marked, ShadowCounters::kMarks);
+    out.marks_before_fault = marks;
+    out.marks_ns.reserve(marks);
+    double stalled_ns = 0;
+    auto stall = stalls_.begin();
+    for (std::size_t i = 0; i < marks; ++i) {
+        for (; stall != stalls_.end() && stall->marks <= i; ++stall) {
+            stalled_ns += stall->ns - (stall->is_fault ? 0 : kCallNs);
+            if (stall->is_fault) out.marks_before_fault = std::min(out.marks_before_fault, i);
+        }
+        const std::uint64_t at = counters_->marks[i];
+        out.marks_ns.push_back(
+            at > first_ticks ? std::clamp(ticks_.ns(at - first_ticks) - stalled_ns, 0.0, all_ns) : 0);
+    }
     return out;
 }
 
@@ -109,7 +135,9 @@ ShadowSpace::End ShadowSpace::go_on(std::uint64_t until_ns,
     End end = End::limit;
     while (true) {
         std::array<pollfd, 2> ready{pollfd{faults_.get(), POLLIN, 0}, pollfd{timer_.get(), POLLIN, 0}};
-        if (::ppoll(ready.data(), ready.size(), nullptr, &waiting) < 0) {
+        const bool by_signal = ::ppoll(ready.data(), ready.size(), nullptr, &waiting) < 0;
+        end_ticks_ = __rdtsc();
+        if (by_signal) {
             int status = 0;
             if (::waitpid(pid_, &status, WNOHANG | __WALL) != pid_) continue;  // a stop of a run before
             if (!WIFSTOPPED(status)) {
@@ -129,7 +157,10 @@ ShadowSpace::End ShadowSpace::go_on(std::uint64_t until_ns,
         uffd_msg message{};
         if (ready[0].revents != 0 && ::read(faults_.get(), &message, sizeof message) == sizeof message &&
             message.event == UFFD_EVENT_PAGEFAULT) {
-            if (on_missing(message.arg.pagefault.address & ~(kPage - 1))) continue;
+            if (on_missing(message.arg.pagefault.address & ~(kPage - 1))) {
+                add_stall(end_ticks_, true);
+                continue;
+            }
             end = End::missing_page;
             break;
         }
@@ -152,7 +183,9 @@ bool ShadowSpace::answer_call() {
     if (!result) return false;
     if (regs->orig_rax == SYS_getpid) inline_call(regs->rip, static_cast<std::uint32_t>(*result));
     regs->rax = *result;
-    return set_registers(*regs) && ptrace(PTRACE_SYSEMU, pid_, nullptr, nullptr) == 0;
+    if (!set_registers(*regs)) return false;
+    add_stall(end_ticks_, false);
+    return ptrace(PTRACE_SYSEMU, pid_, nullptr, nullptr) == 0;
 }
 
 /// asyncio asks for the process's id up to a hundred times per task before 3.12, and a stop takes ten times
@@ -179,30 +212,63 @@ void ShadowSpace::set_cpu(int cpu) {
     sched_setaffinity(pid_, sizeof set, &set);
 }
 
-void ShadowSpace::measure_switches() {
+void ShadowSpace::measure_switches(int data_fd) {
     const std::uint64_t end = areas_.front().at + kPage;
-    empty_ns_ = least_cpu_ns(end - 1);  // an int3
-    if (empty_ns_ == 0) return;
-    const std::uint64_t calls_ns = least_cpu_ns(end - kCallsBytes);
-    const std::uint64_t apart_ns = empty_ns_ + kCalls * kCallNs;
-    call_ns_ = calls_ns > apart_ns ? (calls_ns - apart_ns) / kCalls : empty_ns_;
+    const auto none = [](std::uint64_t) { return false; };
+    const double stop_ns = least_ns(end - 1, none);  // an int3
+    if (stop_ns <= 0) return;
+    stop_ns_ = stop_ns;
+    call_ns_ = std::max(0.0, least_ns(end - kCallsBytes, none) / kCalls - kCallNs);
+    // A page that was there for one run is away for the next.
+    const auto drop = [&](std::uint64_t page, std::uint64_t bytes) {
+        return ::fallocate(data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(page),
+                           static_cast<off_t>(bytes)) == 0;
+    };
+    const auto bring = [&](std::uint64_t page) {
+        const std::byte zero{};
+        return ::pwrite(data_fd, &zero, 1, static_cast<off_t>(page)) == 1 && wake(page);
+    };
+    const auto drop_all = [&] { return drop(arena_, kTouches * kPage); };
+    fault_ns_ = std::max(0.0, least_ns(end - kCallsBytes - kTouchesBytes, bring, drop_all) / kTouches);
+    ready_ = drop_all();
 }
 
-/// 0 where a run can't be made.
-std::uint64_t ShadowSpace::least_cpu_ns(std::uint64_t pc) {
+/// What the code at `pc` takes up to an int3; 0 where a run can't be made.
+double ShadowSpace::least_ns(std::uint64_t pc, const std::function<bool(std::uint64_t)>& on_missing,
+                             const std::function<bool()>& before) {
     user_regs_struct registers{};
     if (ptrace(PTRACE_GETREGS, pid_, nullptr, &registers) != 0) return 0;
-    registers.orig_rax = ~0ULL;
-    registers.rip = pc;
-    std::uint64_t least = ~0ULL;
+    registers.rip = areas_.front().at + kPage - kTailBytes;
+    registers.rdi = arena_;
+    double least = 0;
     for (int i = 0; i < 8; ++i) {
+        if (before && !before()) return 0;
         kernel_.restart();
-        if (ptrace(PTRACE_SETREGS, pid_, nullptr, &registers) != 0) return 0;
-        const Run done = run(10'000'000, [](std::uint64_t) { return false; });
-        if (done.end != End::stopped) return 0;
-        least = std::min(least, done.cpu_ns);
+        begin_marks(pc);
+        if (!set_registers(registers)) return 0;
+        const Run done = run(10'000'000, on_missing);
+        if (done.end != End::stopped || !done.has_begun) return 0;
+        if (i == 0 || done.own_ns < least) least = done.own_ns;
     }
     return least;
+}
+
+void ShadowSpace::touch(std::span<const std::uint64_t> pages) {
+    user_regs_struct registers{};
+    if (ptrace(PTRACE_GETREGS, pid_, nullptr, &registers) != 0) return;
+    const std::uint64_t area = areas_.front().at;
+    while (!pages.empty()) {
+        const std::size_t count = std::min(pages.size(), counters_->marks.size());
+        std::copy_n(pages.begin(), count, counters_->marks.begin());
+        pages = pages.subspan(count);
+        registers.rip = area + kPage - kCallsBytes - kTouchesBytes - kTouchAllBytes;
+        registers.rsi = area + kPage + offsetof(ShadowCounters, marks);
+        registers.rcx = count;
+        if (!set_registers(registers)) return;
+        const auto none = [](std::uint64_t) { return false; };
+        // Not any more: it will find out itself.
+        if (go_on(base::monotonic_ns() + kLongestRunNs, none) != End::stopped) return;
+    }
 }
 
 bool ShadowSpace::has_faulted() {

@@ -2,6 +2,7 @@
 
 #include <elf.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <linux/userfaultfd.h>
 #include <sched.h>
@@ -77,7 +78,7 @@ void ShadowSpace::layout_stubs(const Options& options) {
         const std::size_t group = group_of(site.site.group);
         auto area = std::find_if(areas_.begin(), areas_.end(), [&](const StubArea& a) {
             return std::max(a.at, site.address) - std::min(a.at, site.address) < kReach &&
-                   a.used + sizeof(CounterStub::code) < kPage - kCallsBytes;
+                   a.used + sizeof(CounterStub::code) < kPage - kTailBytes;
         });
         if (area == areas_.end()) {
             const std::uint64_t at = find_gap(options.mappings, site.address, kStubBytes, taken);
@@ -88,10 +89,7 @@ void ShadowSpace::layout_stubs(const Options& options) {
             taken.push_back(at);
             area = areas_.insert(areas_.end(), StubArea{});
             area->at = at;
-            area->code.fill(std::byte{0xCC});
-            for (std::size_t k = 0; k < kCalls; ++k)
-                std::memcpy(area->code.data() + kPage - kCallsBytes + k * kCall.size(), kCall.data(),
-                            kCall.size());
+            lay_tail(*area);
         }
         const auto stub = make_counter(site, i, group, area->at + area->used, area->at + kPage);
         if (!stub || i >= ShadowCounters::kSites) {
@@ -106,6 +104,22 @@ void ShadowSpace::layout_stubs(const Options& options) {
     }
     std::sort(taken.begin(), taken.end());
     map_room(options.mappings, taken);
+}
+
+void ShadowSpace::lay_tail(StubArea& area) {
+    area.code.fill(std::byte{0xCC});
+    const EntryStub entry = make_entry(area.at + kPage - kTailBytes, area.at + kPage);
+    std::memcpy(area.code.data() + kPage - kTailBytes, entry.code.data(), entry.size_bytes);
+    std::byte* touch = area.code.data() + kPage - kCallsBytes - kTouchesBytes;
+    for (std::uint32_t k = 0; k < kTouches; ++k, touch += 7) {
+        const std::uint32_t away = k * kPage;
+        std::memcpy(touch, "\x48\x8B\x87", 3);
+        std::memcpy(touch + 3, &away, sizeof away);
+    }
+    std::memcpy(area.code.data() + kPage - kCallsBytes - kTouchesBytes - kTouchAllBytes, kTouchAll.data(),
+                kTouchAll.size());
+    for (std::size_t k = 0; k < kCalls; ++k)
+        std::memcpy(area.code.data() + kPage - kCallsBytes + k * kCall.size(), kCall.data(), kCall.size());
 }
 
 /// Where the target's heap and mappings will have grown to before this is made anew: behind each writable
@@ -133,7 +147,7 @@ void ShadowSpace::map_room(std::span<const process::Mapping> mappings, std::span
     }
 }
 
-ShadowSpace::ShadowSpace(const Options& options) {
+ShadowSpace::ShadowSpace(const Options& options) : counters_(options.counters) {
     for (const process::Mapping& mapping : options.mappings) {
         if (mapping.path == "[vdso]") vdso_.emplace(options.target, mapping);
     }
@@ -160,9 +174,8 @@ ShadowSpace::ShadowSpace(const Options& options) {
     const bool started = pid_ > 0 && __atomic_load_n(ready + 4, __ATOMIC_ACQUIRE) != 0;
     if (started) faults_.reset(static_cast<int>(ready[0]));
     if (started) {
-        const std::uint64_t arena =
-            __atomic_load_n(reinterpret_cast<std::uint64_t*>(ready) + 1, __ATOMIC_RELAXED);
-        kernel_.set_arena(arena, arena + kArenaBytes);
+        arena_ = __atomic_load_n(reinterpret_cast<std::uint64_t*>(ready) + 1, __ATOMIC_RELAXED);
+        kernel_.set_arena(arena_, arena_ + kArenaBytes);
     }
     ::munmap(page, kPage);
     if (!started) return;
@@ -171,10 +184,7 @@ ShadowSpace::ShadowSpace(const Options& options) {
     sched_setscheduler(pid_, SCHED_RR, &realtime);  // where it may be
     if (ptrace(PTRACE_SEIZE, pid_, nullptr, PTRACE_O_EXITKILL) != 0) return;
     if (ptrace(PTRACE_INTERRUPT, pid_, nullptr, nullptr) != 0 || !wait_stopped()) return;
-    char path[64];
-    std::snprintf(path, sizeof path, "/proc/%d/schedstat", pid_);
-    schedstat_.reset(::open(path, O_RDONLY | O_CLOEXEC));
-    if (schedstat_.is_open() && write_code()) measure_switches();
+    if (write_code()) measure_switches(options.data_fd);
 }
 
 /// In the child. Nothing is allocated; whatever goes wrong ends it.
@@ -248,7 +258,13 @@ void ShadowSpace::become_shadow(const Options& options, pid_t keeper, std::uint3
     reinterpret_cast<std::uint64_t*>(ready)[1] = arena_start;
     ready[0] = static_cast<std::uint32_t>(fd);
     auto* const flag = ready + 4;
-    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) != 0) _exit(6);
+    // Not the strict mode: that takes the time stamp counter away (seccomp_set_mode_strict() in
+    // kernel/seccomp.c).
+    sock_filter no_call = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
+    const sock_fprog filter{1, &no_call};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
+        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) != 0)
+        _exit(6);
     __atomic_store_n(flag, 1, __ATOMIC_RELEASE);
     for (;;) __builtin_ia32_pause();
 }
@@ -309,7 +325,16 @@ bool ShadowSpace::wake(std::uint64_t page) {
 bool ShadowSpace::set_state(user_regs_struct registers, std::span<const std::byte> extended_state) {
     iovec area{const_cast<std::byte*>(extended_state.data()), extended_state.size()};
     kernel_.restart();
+    begin_marks(registers.rip);
+    registers.rip = areas_.front().at + kPage - kTailBytes;
     return set_registers(registers) && ptrace(PTRACE_SETREGSET, pid_, NT_X86_XSTATE, &area) == 0;
+}
+
+void ShadowSpace::begin_marks(std::uint64_t entry) {
+    counters_->entry = entry;
+    counters_->start_ticks = 0;
+    counters_->marked = 0;
+    counters_->until_mark = counters_->mark_every;
 }
 
 bool ShadowSpace::set_registers(user_regs_struct registers) {

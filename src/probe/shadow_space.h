@@ -18,6 +18,7 @@
 #include "shadow_counter.h"
 #include "shadow_kernel.h"
 #include "shadow_vdso.h"
+#include "tick_clock.h"
 
 namespace memattach::probe {
 
@@ -58,10 +59,13 @@ class ShadowSpace {
     bool fill(std::uint64_t page, std::span<const std::byte> content);
     /// A page that it waits for is in the store now.
     bool wake(std::uint64_t page);
+    /// Has the shadow read and write each of these pages, which are in the store: the first access to a page
+    /// takes as long as hundreds of allocations, and must not be in a run. Contents stay as they are.
+    void touch(std::span<const std::uint64_t> pages);
     [[nodiscard]] ShadowKernel& kernel() { return kernel_; }
     /// The runs that follow are of another state: they all read the same time.
     void begin_state();
-    /// The beginning of a run.
+    /// The beginning of a run. It begins to count its marks.
     bool set_state(user_regs_struct registers, std::span<const std::byte> extended_state);
 
     enum class End : std::uint8_t {
@@ -73,21 +77,27 @@ class ShadowSpace {
     struct Run {
         End end = End::gone;
         std::uint64_t page = 0;
-        /// That the thread used: with what starting and stopping it costs, once, and what the system calls
-        /// would have cost.
-        std::uint64_t cpu_ns = 0;
-        std::uint64_t calls = 0;  ///< system calls that were answered
+        bool has_begun = false;
+        /// Of the thread, from its first instruction: without what it waited for pages and for answers to
+        /// system calls, more or less, with what the calls would have taken outside of the kernel.
+        double own_ns = 0;
+        /// The same up to each of its marks (ShadowCounters).
+        std::vector<double> marks_ns;
+        std::size_t marks_before_fault = 0;  ///< its marks before it missed a page
     };
-    /// Lets it go on for `limit_ns` of wall time. `on_missing(page)` is asked for each page that isn't there:
-    /// true where it has been filled. `at_end`: as soon as it won't be asked any more.
+    /// Runs a state that has just been set for `limit_ns` of its own time. `on_missing(page)` is asked for
+    /// each page that isn't there: true where it has been filled. `at_end`: as soon as it won't be asked any
+    /// more.
     Run run(std::uint64_t limit_ns, const std::function<bool(std::uint64_t)>& on_missing,
             const std::function<void()>& at_end = {});
-    /// The same up to a moment of the monotonic clock, and not timed: a system call or two less for each of
-    /// many short runs. `left`, where there is one, is asked at that moment for a later one; 0: none.
+    /// Lets it go on up to a moment of the monotonic clock. `left`, where there is one, is asked at that
+    /// moment for a later one; 0: none.
     End go_on(std::uint64_t until_ns, const std::function<bool(std::uint64_t)>& on_missing,
               const std::function<std::uint64_t()>& left = {}, const std::function<void()>& at_end = {});
-    /// CPU time of a run that does nothing; 0: something is refused here, and nothing else may be called.
-    [[nodiscard]] std::uint64_t empty_run_ns() const { return empty_ns_; }
+    /// False where something is refused here; then nothing else may be called.
+    [[nodiscard]] bool is_ready() const { return ready_; }
+    /// What stopping it by itself takes, until this process knows.
+    [[nodiscard]] double stop_ns() const { return stop_ns_; }
     /// Where it runs from now on.
     void set_cpu(int cpu);
     /// Where the last run ended.
@@ -108,31 +118,48 @@ class ShadowSpace {
     [[nodiscard]] std::optional<std::uint64_t> unmapped_address() const;
 
   private:
-    void layout_stubs(const Options& options);
-    void map_room(std::span<const process::Mapping> mappings, std::span<const std::uint64_t> taken);
-    [[noreturn]] void become_shadow(const Options& options, pid_t keeper, std::uint32_t* ready) const;
-    bool write_code();
-    void patch(std::uint64_t page, std::span<std::byte> content) const;
-    void measure_switches();
-    std::uint64_t least_cpu_ns(std::uint64_t pc);
-    bool answer_call();
-    void inline_call(std::uint64_t behind, std::uint32_t result);
-    bool write_vdso();
-    bool wait_stopped();
-    void set_timer(std::uint64_t at_ns) const;
-    [[nodiscard]] std::uint64_t thread_cpu_ns() const;
-
     static constexpr std::uint64_t kPage = ShadowShared::kPageBytes;
-    /// The code that counts and the counters, close enough to the sites for a jump.
-    static constexpr std::uint64_t kStubBytes = kPage + kCounterBytes;
-    /// At the end of the code: system calls to measure, mov eax, SYS_sched_yield; syscall.
-    static constexpr std::array<std::uint8_t, 7> kCall{0xB8, 24, 0, 0, 0, 0x0F, 0x05};
-    static constexpr std::size_t kCalls = 8, kCallsBytes = 64;
     struct StubArea {
         std::uint64_t at = 0;
         std::array<std::byte, kPage> code;  ///< int3 where there is nothing
         std::size_t used = 0;
     };
+
+    void layout_stubs(const Options& options);
+    void map_room(std::span<const process::Mapping> mappings, std::span<const std::uint64_t> taken);
+    [[noreturn]] void become_shadow(const Options& options, pid_t keeper, std::uint32_t* ready) const;
+    bool write_code();
+    void patch(std::uint64_t page, std::span<std::byte> content) const;
+    void measure_switches(int data_fd);
+    double least_ns(std::uint64_t pc, const std::function<bool(std::uint64_t)>& on_missing,
+                    const std::function<bool()>& before = {});
+    bool answer_call();
+    void inline_call(std::uint64_t behind, std::uint32_t result);
+    bool write_vdso();
+    bool wait_stopped();
+    void set_timer(std::uint64_t at_ns) const;
+    void begin_marks(std::uint64_t entry);
+    [[nodiscard]] double present_ns(std::uint64_t ticks) const;
+    void add_stall(std::uint64_t from_ticks, bool is_fault);
+    static void lay_tail(StubArea& area);
+
+    /// The code that counts and the counters, close enough to the sites for a jump.
+    static constexpr std::uint64_t kStubBytes = kPage + kCounterBytes;
+    /// At the end of the code: system calls to measure, mov eax, SYS_sched_yield; syscall.
+    static constexpr std::array<std::uint8_t, 7> kCall{0xB8, 24, 0, 0, 0, 0x0F, 0x05};
+    static constexpr std::size_t kCalls = 8, kCallsBytes = 64;
+    /// Before them: pages to miss, mov rax, [rdi + 4096 * k].
+    static constexpr std::size_t kTouches = 4, kTouchesBytes = 32;
+    /// Before them: touches the pages whose addresses are at rsi, rcx of them.
+    static constexpr std::array<std::uint8_t, 15> kTouchAll{
+        0x48, 0x8B, 0x06,        // next: mov rax, [rsi]
+        0x8A, 0x10, 0x88, 0x10,  // mov dl, [rax]; mov [rax], dl
+        0x48, 0x83, 0xC6, 0x08,  // add rsi, 8
+        0xE2, 0xF3, 0xCC, 0xCC,  // loop next; int3
+    };
+    static constexpr std::size_t kTouchAllBytes = 16;
+    static constexpr std::size_t kTailBytes =
+        kCallsBytes + kTouchesBytes + kTouchAllBytes + sizeof(EntryStub::code);
     struct Patch {
         std::uint64_t address = 0;
         std::byte value{};
@@ -143,14 +170,29 @@ class ShadowSpace {
     std::vector<std::pair<std::uint64_t, std::uint64_t>> room_;  ///< from, to
     std::array<bool, 2> counts_{true, true};
     ShadowKernel kernel_;
-    std::uint64_t empty_ns_ = 0;                 ///< what letting it go and stopping it takes of its CPU time
-    std::uint64_t call_ns_ = 0;                  ///< what a system call that is answered takes of it
+    ShadowCounters* counters_ = nullptr;
+    TickClock ticks_;
+    /// It waited for a page or an answer when it had set so many marks.
+    struct Stall {
+        std::uint64_t marks = 0;
+        double ns = 0;
+        bool is_fault = false;
+    };
+    bool ready_ = false;
+    double stop_ns_ = 0;
+    double call_ns_ = 0;           ///< what a call's way into this process and back takes
+    double fault_ns_ = 0;          ///< what a missing page's does
+    double starting_ns_ = 20'000;  ///< from letting it go to its first instruction
+    std::vector<Stall> stalls_;    ///< of the present run
+    double stalled_ns_ = 0;
     std::uint64_t calls_ = 0;                    ///< answered in the present run
+    std::uint64_t arena_ = 0;                    ///< room that nothing of the target is in
+    std::uint64_t end_ticks_ = 0;                ///< when this process last heard of it
     std::uint64_t deadline_ns_ = 0;              ///< what the timer is set to
     std::optional<user_regs_struct> registers_;  ///< of the thread, as long as it stands
     std::optional<ShadowVdso> vdso_;
     pid_t pid_ = -1;
-    base::UniqueFd faults_, schedstat_, memory_, timer_;
+    base::UniqueFd faults_, memory_, timer_;
 };
 
 }  // namespace memattach::probe

@@ -32,6 +32,10 @@
 /// short as nearly all can be in full (GroupSchedule), and where even that is too long and hits are far
 /// enough apart, windows in the target are better.
 ///
+/// No two processors are equally fast: on a virtual machine one may be half as fast as the other for minutes,
+/// because of what its host runs next to it. Twice a second a state is run on the target's processor as well
+/// (which the target does without meanwhile), and own time is told as it would have been there.
+///
 /// A shadow does what the program does outside of the kernel: its windows stand for that part of its time.
 ///
 /// The shadow can do nothing but compute. It has no memory in common with the target (its data pages are
@@ -79,6 +83,7 @@ struct ShadowResult {
     double hits = 0;
     double bytes = 0;
     double work_ns = 0;   ///< that the keeper and the shadow had with it
+    double taken_ns = 0;  ///< of that, on the processor where the thread runs
     bool spoilt = false;  ///< nothing was told, which says nothing about the next one
 };
 

@@ -7,6 +7,7 @@
 #include <sys/user.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <x86intrin.h>
 
 #include <array>
 #include <cstring>
@@ -44,6 +45,8 @@ class Patched {
         counters().countdown.fill(ShadowCounters::kNever);
         counters().big_bytes = ShadowCounters::kNever;
         counters().watched.fill(ShadowCounters::kNobody);
+        counters().until_mark = ShadowCounters::kNever;
+        counters().last_mark = ShadowCounters::kMarks;
     }
     ~Patched() { ::munmap(base_, 0x10000); }
     Patched(const Patched&) = delete;
@@ -121,6 +124,60 @@ TEST_CASE("a stub stops at the hit it was told, at big requests, and goes on") {
     CHECK_FALSE(sum.stops(100, 100, 201));
     CHECK(sum.stops(101, 1, 103));
     CHECK(sum.stops(1, 101, 103));
+}
+
+TEST_CASE("a stub notes the time at each so manieth hit, and stops with the last mark") {
+    const Patched sum(kSum, SiteKind::allocate, size_and_count());
+    sum.counters().mark_every = 3;
+    sum.counters().until_mark = 3;
+    const std::uint64_t before = __rdtsc();
+    for (std::uint64_t i = 0; i < 10; ++i) CHECK(sum(i, 5) == i + 6);
+    CHECK(sum.counters().marked == 3);
+    CHECK(sum.counters().until_mark == 2);
+    CHECK(before <= sum.counters().marks[0]);
+    CHECK(sum.counters().marks[0] < sum.counters().marks[1]);
+    CHECK(sum.counters().marks[1] < sum.counters().marks[2]);
+    CHECK(sum.counters().marks[2] <= __rdtsc());
+    CHECK(sum.counters().marks[3] == 0);
+    sum.counters().last_mark = 4;
+    CHECK_FALSE(sum.stops(1, 2, 4));  // in a copy of this process
+    sum.counters().until_mark = 1;
+    CHECK(sum.stops(1, 2, 4));
+}
+
+TEST_CASE("an entry notes the time and changes nothing else") {
+    constexpr std::size_t kBytes = 0x4000;
+    void* memory =
+        ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    REQUIRE(memory != MAP_FAILED);
+    auto* const base = static_cast<std::byte*>(memory);
+    const auto at = reinterpret_cast<std::uint64_t>(base);
+    auto& counters = *reinterpret_cast<ShadowCounters*>(base + 0x1000);
+    const probe::EntryStub entry = probe::make_entry(at, at + 0x1000);
+    REQUIRE(entry.size_bytes > 0);
+    REQUIRE(entry.size_bytes < entry.code.size());
+    std::memcpy(base, entry.code.data(), entry.size_bytes);
+    // mov [rsi], rax; mov [rsi + 8], rdx; pushfq; pop [rsi + 16]; ret
+    constexpr std::array<unsigned char, 12> kTell{0x48, 0x89, 0x06, 0x48, 0x89, 0x56,
+                                                  0x08, 0x9C, 0x8F, 0x46, 0x10, 0xC3};
+    std::memcpy(base + 0x800, kTell.data(), kTell.size());
+    counters.entry = at + 0x800;
+    std::array<std::uint64_t, 3> told{};
+    std::uint64_t rax = 0x1122334455667788, rdx = 0x99aabbccddeeff00, flags = 0;
+    const std::uint64_t before = __rdtsc();
+    // NOLINTNEXTLINE(hicpp-no-assembler)
+    __asm__ volatile(
+        "sub $128, %%rsp\n\tstc\n\tpushfq\n\tpop %[flags]\n\tcall *%[entry]\n\tlea 128(%%rsp), %%rsp"
+        : "+a"(rax), "+d"(rdx), [flags] "=&r"(flags)
+        : [entry] "r"(base), "S"(told.data())
+        : "memory", "cc");
+    CHECK(told[0] == 0x1122334455667788);
+    CHECK(told[1] == 0x99aabbccddeeff00);
+    CHECK(told[2] == flags);
+    CHECK((flags & 1) == 1);
+    CHECK(before <= counters.start_ticks);
+    CHECK(counters.start_ticks <= __rdtsc());
+    ::munmap(memory, kBytes);
 }
 
 TEST_CASE("a stub stops where a watched block ends") {
