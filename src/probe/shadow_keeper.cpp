@@ -21,15 +21,14 @@
 namespace memattach::probe {
 namespace {
 
-constexpr double kShortestNs = 5'000;
+constexpr double kShortestNs = 15'000, kManyAllocations = 16;
 /// No program allocates faster: less is an error of what was taken off.
 constexpr double kShortestGapNs = 10;
-/// What the program would have taken, of a shadow's time: a shadow goes a way that it has gone before.
-constexpr double kProgramsOwn = 1.05;
-/// How much slower the target's processor is: so often it is compared with this one, and at the beginning
-/// time, by ways of so much own time.
-constexpr std::uint64_t kCompareEveryNs = 500'000'000, kForgetNs = 10'000'000'000;
-constexpr double kFirstCompared = 3, kCompareMemory = 4, kMostSlower = 4;
+/// How much slower the target's processor is: so often it is compared with this one, and each time until that
+/// is known.
+constexpr std::uint64_t kCompareEveryNs = 400'000'000, kForgetNs = 10'000'000'000;
+constexpr std::size_t kLastCompared = 3;  ///< the middle one counts: it changes at once, and for minutes
+constexpr double kMostSlower = 4;
 /// So often the shadow is made anew: what was code or a constant then may be something else by now.
 constexpr int kRunsPerSpace = 512;
 constexpr int kMostFailures = 3;
@@ -142,8 +141,8 @@ class Keeper {
             spoil();
             return;
         }
-        const std::size_t missed_before = pages_.missed_data();
-        Way way = timing_.find_way(rest_ns, [this] { release(); });
+        const double factor = slower_there();
+        Way way = timing_.find_way(rest_ns, factor, [this] { release(); });
         release();
         if (way.full.run.end == ShadowSpace::End::gone) {
             outdated_ = true;
@@ -151,10 +150,10 @@ class Keeper {
         }
         if (way.full.is_cut && way.full.run.end == ShadowSpace::End::stopped) check_layout();
         const bool misses_page = way.full.run.end == ShadowSpace::End::missing_page;
-        const bool finds_pages = !misses_page && pages_.missed_data() - missed_before <= kFewPages;
+        const bool finds_pages = !misses_page && way.missed <= kFewPages;
         const bool goes_astray = way.full.is_cut && pages_.late() > 0 && space_->has_faulted();
         missing_.add(goes_astray ? kSpoilt : finds_pages ? 0 : 1, kTrustMemory);
-        if (goes_astray) way = timing_.way_before_late(rest_ns);
+        if (goes_astray) way = timing_.way_before_late(rest_ns, factor);
         if (!way.is_known) {
             spoil();
             return;
@@ -166,43 +165,47 @@ class Keeper {
     /// How much longer a way takes where the target's thread runs than here.
     [[nodiscard]] double slower_there() const {
         const auto known = speeds_.find({shared_.tracer_cpu, cpu_});
-        return known == speeds_.end() || known->second.ratio.count == 0 ? 1 : known->second.ratio.value;
+        if (known == speeds_.end() || known->second.ratios.empty()) return 1;
+        std::vector<double> ratios = known->second.ratios;
+        const auto middle = ratios.begin() + static_cast<std::ptrdiff_t>(ratios.size() / 2);
+        std::nth_element(ratios.begin(), middle, ratios.end());
+        return *middle;
     }
 
     void compare_processors(const Way& way) {
         const int there = shared_.tracer_cpu;
         if (there < 0 || there == cpu_ || !CPU_ISSET(static_cast<std::size_t>(there), &allowed_)) return;
-        if (way.marks == 0) return;
+        if (way.marks_ns.empty() || way.marks_ns.back() < ShadowTiming::kLeastComparedNs) return;
         Speed& speed = speeds_[{there, cpu_}];
         const std::uint64_t start_ns = base::monotonic_ns();
         const std::uint64_t age_ns = start_ns - speed.compared_ns;
         if (age_ns > kForgetNs) speed = {};
-        if (speed.ratio.count >= kFirstCompared && age_ns < kCompareEveryNs) return;
+        if (speed.ratios.size() == kLastCompared && age_ns < kCompareEveryNs) return;
         move_to(there);
         const auto ratio = timing_.compare(way);
         move_to(cpu_);
         speed.compared_ns = base::monotonic_ns();
         for (ShadowResult& result : shared_.results)
             result.taken_ns += static_cast<double>(speed.compared_ns - start_ns) / 2;
-        if (ratio) speed.ratio.add(std::clamp(*ratio, 1 / kMostSlower, kMostSlower), kCompareMemory);
+        if (!ratio) return;
+        if (speed.ratios.size() == kLastCompared) speed.ratios.erase(speed.ratios.begin());
+        speed.ratios.push_back(std::clamp(*ratio, 1 / kMostSlower, kMostSlower));
     }
 
     void tell(std::span<const ShadowWindow> windows, const Way& way, double rest_ns) {
         const Timed& full = way.full;
-        double own_ns = kProgramsOwn * slower_there() * timing_.warm_ns(way);
-        // It ends with an allocation: up to the next there would have been some more time without one.
-        if (way.marks > 0) own_ns *= (full.all_allocations() + 1) / full.all_allocations();
         // Forged counters can't say more than a processor can do.
-        if (full.all_hits() > 1e3 + own_ns) return;
+        if (full.all_hits() > 1e3 + way.own_ns) return;
         // What comes behind a page that can't be had, or a system call, isn't known. The window stays one:
-        // leaving out all those would leave out what is allocated before. A few microseconds, or what is left
-        // of them without the start, must not stand for a span, though.
-        const double told_ns =
-            std::max({own_ns, std::min(rest_ns, kShortestNs), kShortestGapNs * full.all_hits()});
+        // leaving out all those would leave out what is allocated before. A few microseconds with an
+        // allocation or two must not stand for a span, though.
+        const double least_ns =
+            full.all_allocations() < kManyAllocations ? std::min(rest_ns, kShortestNs) : 0;
+        const double told_ns = std::max({way.own_ns, least_ns, kShortestGapNs * full.all_hits()});
         for (std::size_t i = 0; i < windows.size(); ++i) {
             const std::size_t group = group_of(windows[i].group);
             if (!space_->counts(group)) continue;
-            shared_.results[i].complete = !full.is_cut || own_ns >= rest_ns;
+            shared_.results[i].complete = way.is_whole;
             sample(windows[i], told_ns, full.hits[group], full.allocations[group], shared_.results[i]);
         }
     }
@@ -292,7 +295,7 @@ class Keeper {
     int cpu_ = -1;  ///< where this process and the shadow are, next to each other
     cpu_set_t allowed_;
     struct Speed {
-        RunningMean ratio;  ///< of a way's time there and here
+        std::vector<double> ratios;  ///< of a way's time there and here, the last
         std::uint64_t compared_ns = 0;
     };
     std::map<std::pair<int, int>, Speed> speeds_;  ///< by there and here

@@ -96,8 +96,8 @@ class ShadowSpace {
               const std::function<std::uint64_t()>& left = {}, const std::function<void()>& at_end = {});
     /// False where something is refused here; then nothing else may be called.
     [[nodiscard]] bool is_ready() const { return ready_; }
-    /// What stopping it by itself takes, until this process knows.
-    [[nodiscard]] double stop_ns() const { return stop_ns_; }
+    /// What a missing page costs a run besides the time in which it is brought, at least.
+    [[nodiscard]] double fault_ns() const { return fault_ns_; }
     /// Where it runs from now on.
     void set_cpu(int cpu);
     /// Where the last run ended.

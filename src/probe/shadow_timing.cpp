@@ -9,14 +9,19 @@ namespace {
 /// through the window: three times as slow at first, and even after four runs a program that goes over
 /// hundreds of pages gets faster. Whatever else happens on the machine only makes a run slower, single ones
 /// by two: the fastest counts. Runs go on until so many in a row have gained nothing.
-constexpr int kMostRuns = 8, kRunsWithoutGain = 2;
-constexpr double kGain = 1.02;
+constexpr int kMostRuns = 8, kRunsWithoutGain = 2, kFewRuns = 3;
+constexpr double kGain = 1.02, kWarmer = 1.3;
 /// So often it is tried to go a way without missing a page.
 constexpr int kMostTries = 8;
-/// A way of less than this is tried again, for longer.
-constexpr double kLongEnough = 0.6, kFarther = 1.5, kLongest = 4;
-constexpr int kMostLengths = 3;
-/// A way is timed by its marks where there are so many allocations.
+/// A way that is too short is tried again, for longer.
+constexpr double kFarther = 1.5, kLongest = 4;
+constexpr int kMostLengths = 4;
+/// A first run that is so many times slower than they mostly are is rare.
+constexpr double kSurely = 2.5;
+/// A run may take so many times as long as it is expected to.
+constexpr double kPatience = 4;
+constexpr std::size_t kManyMarks = 16;
+/// Ways with fewer allocations don't say how slow first runs are.
 constexpr double kLeastAllocations = 4;
 /// Marks in a way: more, and they cost time; fewer, and its end is one that the program's allocations choose.
 constexpr double kMarks = 64;
@@ -82,79 +87,132 @@ Timed ShadowTiming::timed_run(double length_ns, std::size_t marks, const std::fu
     return timed;
 }
 
-Way ShadowTiming::find_way(double length_ns, const std::function<void()>& at_end) {
+Way ShadowTiming::find_way(double length_ns, double factor, const std::function<void()>& at_end) {
     Way way;
     const double every = std::floor(per_ns_.value * length_ns / kMarks);
-    mark_every_ = static_cast<std::uint64_t>(std::clamp(every, 1.0, 1e6));
-    double asked_ns = length_ns * std::max(slowness_.value, 1.0);
-    for (int i = 0, lengths = 0; i < kMostTries; ++i) {
+    set_marks(static_cast<std::uint64_t>(std::clamp(every, 1.0, 1e6)));
+    const double slowness = std::max(slowness_.value, 1.0);
+    double asked_ns = slowness * length_ns / factor;
+    for (int i = 0, lengths = 0; i < kMostTries && lengths < kMostLengths; ++i) {
         pages_.restore_all();
-        const Timed first = way.full = timed_run(asked_ns, 0, i == 0 ? at_end : nullptr);
-        if (first.run.end == ShadowSpace::End::gone) return way;
+        const Timed first = timed_run(asked_ns, 0, i == 0 ? at_end : nullptr);
+        if (i == 0) {
+            first_marks_ns_ = first.run.marks_ns;
+            way.missed = first.missed;
+        }
+        if (first.run.end == ShadowSpace::End::gone) {
+            way.full = first;
+            way.is_known = false;
+            return way;
+        }
         if (!first.run.has_begun) continue;
         if (first.is_cut) {
             if (!first.is_clean()) continue;
-            if (const auto same = fastest(first, 0, asked_ns)) {
-                way.full = *same;
-                way.is_known = true;
-            }
-            return way;
-        }
-        const std::size_t marks = first.run.marks_ns.size();
-        if (static_cast<double>(marks * mark_every_) < kLeastAllocations) {
-            asked_ns *= kFarther;
-            if (!first.is_clean()) continue;
-            // Nothing to time it by, and next to nothing in it.
-            way.full.own_ns = length_ns;
+            const auto same = fastest(first, 0, asked_ns, kMostRuns);
+            if (!same) continue;
+            way.full = *same;
+            way.own_ns = factor * warm_ns(same->own_ns);
+            way.is_whole = way.own_ns >= length_ns;
             way.is_known = true;
             return way;
         }
-        const auto best = fastest(first, marks, asked_ns);
-        if (!best) continue;
-        way.full = *best;
-        way.marks = marks;
-        way.is_known = best->run.end != ShadowSpace::End::gone;
-        if (!way.is_known) return way;
-        learn(*best, first.run.marks_ns.back());
-        if (best->own_ns > kLongEnough * length_ns || ++lengths == kMostLengths) return way;
-        const double farther = std::clamp(length_ns / std::max(best->own_ns, 1.0), kFarther, kLongest);
-        if (marks == ShadowCounters::kMarks) mark_every_ *= static_cast<std::uint64_t>(std::ceil(farther));
-        asked_ns *= farther;
+        const std::size_t marks = first.run.marks_ns.size();
+        if (marks == 0 && first.all_allocations() > 0) set_marks(1);
+        way.full = first;
+        way.marks_ns.clear();
+        if (marks > 0) {
+            const auto soon = fastest(first, marks, asked_ns, kFewRuns);
+            if (!soon) continue;
+            way.full = *soon;
+            if (soon->run.end == ShadowSpace::End::gone) return way;
+            way.marks_ns = soon->run.marks_ns;
+        }
+        // From its last mark on it went on without an allocation, how fast isn't known.
+        const double last_ns = marks > 0 ? first.run.marks_ns.back() : 0;
+        const double behind_ns = first.is_clean() ? std::max(first.own_ns - last_ns, 0.0) : 0;
+        const double timed_ns = marks > 0 ? warm_ns(way.marks_ns.back()) : 0;
+        way.own_ns = factor * (timed_ns + behind_ns / (kSurely * slowness));
+        way.is_whole = way.own_ns >= length_ns;
+        // One that ends with an allocation, not somewhere, tells nothing where that is one of a few.
+        way.is_known = marks >= kManyMarks || way.is_whole;
+        if (way.is_whole) {
+            end_at(way, length_ns, factor);
+            return way;
+        }
+        const double farther = std::clamp(length_ns / std::max(way.own_ns, 1.0), kFarther, kLongest);
+        if (marks == ShadowCounters::kMarks)
+            set_marks(mark_every_ * static_cast<std::uint64_t>(std::ceil(farther)));
+        if (first.is_clean()) ++lengths;
+        asked_ns *= first.is_clean() ? farther : kFarther;
     }
     return way;
 }
 
-void ShadowTiming::learn(const Timed& fastest, double first_ns) {
-    const double own_ns = std::max(fastest.own_ns, 1.0);
-    slowness_.add(std::clamp(first_ns / own_ns, 1.0, kMostSlowness), kSlownessMemory);
-    per_ns_.add(fastest.all_allocations() / own_ns, kRateMemory);
-    const auto& marks_ns = fastest.run.marks_ns;
-    const std::size_t half = marks_ns.size() / 2;
-    if (half == 0) return;
-    cold_.add(marks_ns.back(), static_cast<double>(mark_every_ * marks_ns.size()), marks_ns[half - 1],
-              static_cast<double>(mark_every_ * half));
+/// Where it ends has nothing to do with where it allocates.
+void ShadowTiming::end_at(Way& way, double length_ns, double factor) {
+    const auto marks_until = [&](double ns) {
+        const auto behind = std::find_if(way.marks_ns.begin(), way.marks_ns.end(),
+                                         [&](double mark_ns) { return factor * warm_ns(mark_ns) > ns; });
+        return static_cast<std::size_t>(behind - way.marks_ns.begin());
+    };
+    way.own_ns = length_ns;
+    // With caches as warm as they get some more are within it.
+    const std::size_t most = std::min(marks_until(kWarmer * length_ns) + 1, way.marks_ns.size());
+    if (most > 0) {
+        if (const auto best = fastest({}, most, length_ns / factor, kMostRuns)) {
+            way.full = *best;
+            if (best->run.end == ShadowSpace::End::gone) return;
+            learn(*best);
+            way.marks_ns = best->run.marks_ns;
+        }
+    }
+    const std::size_t marks = marks_until(length_ns);
+    if (marks == 0) {
+        way.full.hits = way.full.allocations = {};
+    } else if (marks < way.marks_ns.size()) {
+        const Timed shorter = timed_run(kPatience * way.full.own_ns, marks);
+        const bool arrives = shorter.is_clean() && shorter.run.marks_ns.size() == marks;
+        if (arrives) way.full = shorter;
+        if (!arrives) way.own_ns = factor * warm_ns(way.marks_ns.back());
+    }
 }
 
-Way ShadowTiming::way_before_late(double length_ns) {
+void ShadowTiming::learn(const Timed& fastest) {
+    const std::vector<double>& marks_ns = fastest.run.marks_ns;
+    const std::size_t common = std::min(marks_ns.size(), first_marks_ns_.size());
+    if (fastest.all_allocations() >= kLeastAllocations && common > 0) {
+        const double slower = first_marks_ns_[common - 1] / std::max(marks_ns[common - 1], 1.0);
+        slowness_.add(std::clamp(slower, 1.0, kMostSlowness), kSlownessMemory);
+    }
+    per_ns_.add(fastest.all_allocations() / std::max(fastest.own_ns, 1.0), kRateMemory);
+    cold_.add(marks_ns, static_cast<double>(mark_every_));
+}
+
+void ShadowTiming::set_marks(std::uint64_t every) {
+    mark_every_ = every;
+    first_marks_ns_.clear();
+}
+
+Way ShadowTiming::way_before_late(double length_ns, double factor) {
     Way way;
-    way.marks = before_late_;
-    if (static_cast<double>(mark_every_ * before_late_) < kLeastAllocations) return way;
-    const auto best = fastest({}, way.marks, length_ns * std::max(slowness_.value, 1.0));
+    if (before_late_ == 0) return way;
+    const auto best =
+        fastest({}, before_late_, std::max(slowness_.value, 1.0) * length_ns / factor, kMostRuns);
     if (!best || best->run.end == ShadowSpace::End::gone) return way;
     way.full = *best;
-    way.full.is_cut = true;
+    way.own_ns = factor * warm_ns(best->own_ns);
     way.is_known = true;
     return way;
 }
 
 /// The same way again and again, up to a mark, or to where `first` was cut: how fast it can be gone. Nothing
 /// where it isn't the same.
-std::optional<Timed> ShadowTiming::fastest(const Timed& first, std::size_t marks, double length_ns) {
-    constexpr double kPatience = 3;
+std::optional<Timed> ShadowTiming::fastest(const Timed& first, std::size_t marks, double length_ns,
+                                           int runs) {
     constexpr int kMostMisses = 3;
     std::optional<Timed> best;
     bool knows_changes = false;
-    for (int i = 0, since = 0, misses = 0; i < kMostRuns && since < kRunsWithoutGain; ++i) {
+    for (int i = 0, since = 0, misses = 0; i < runs && since < kRunsWithoutGain; ++i) {
         const Timed timed = timed_run(kPatience * length_ns, marks);
         if (timed.run.end == ShadowSpace::End::gone) return timed;
         const bool arrives =
@@ -179,13 +237,12 @@ std::optional<Timed> ShadowTiming::fastest(const Timed& first, std::size_t marks
 
 std::optional<double> ShadowTiming::compare(const Way& way) {
     constexpr int kRuns = 4;
-    constexpr double kPatience = 8, kLeastNs = 20'000, kEnoughNs = 80'000;
-    const auto& before_ns = way.full.run.marks_ns;
+    constexpr double kEnoughNs = 80'000;
+    const std::vector<double>& before_ns = way.marks_ns;
     const auto enough =
         std::find_if(before_ns.begin(), before_ns.end(), [&](double ns) { return ns > kEnoughNs; });
     const auto end = enough == before_ns.end() ? before_ns.end() : enough + 1;
     const auto marks = static_cast<std::size_t>(end - before_ns.begin());
-    if (marks == 0 || way.marks == 0 || before_ns[marks - 1] < kLeastNs) return std::nullopt;
     double best_ns = 0;
     for (int i = 0; i < kRuns; ++i) {
         const Timed timed = timed_run(kPatience * before_ns[marks - 1], marks);
@@ -195,10 +252,6 @@ std::optional<double> ShadowTiming::compare(const Way& way) {
         best_ns = i == 1 ? ns : std::min(best_ns, ns);
     }
     return best_ns / before_ns[marks - 1];
-}
-
-double ShadowTiming::warm_ns(const Way& way) const {
-    return way.full.own_ns - std::min(cold_.ns(), std::max(way.full.own_ns, 0.0));
 }
 
 }  // namespace memattach::probe

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <span>
+#include <vector>
 
 #include "memattach/probe/shadow.h"
 #include "memattach/probe/stop_clock.h"
@@ -17,30 +19,35 @@ namespace memattach::probe {
 
 /// How much longer a run takes because it begins with cold caches.
 ///
-/// Windows begin at random moments: on average a program allocates as much in a second one as in a first one.
-/// So of all runs together, and of all as they were half as far, allocations and own time are in the same
-/// proportion, but for what each of them lost at its beginning.
+/// Windows begin at random moments: on average a program allocates as much in the first 20 µs as in the next.
+/// What is missing in the first is what they lost at their beginning.
 class ColdStart {
   public:
-    void add(double own_ns, double allocations, double half_own_ns, double half_allocations) {
-        constexpr double kKeeps = 0.99;
-        runs_ = kKeeps * runs_ + 1;
-        own_ = kKeeps * own_ + own_ns;
-        allocations_ = kKeeps * allocations_ + allocations;
-        half_own_ = kKeeps * half_own_ + half_own_ns;
-        half_allocations_ = kKeeps * half_allocations_ + half_allocations;
+    /// A way's marks (own time of each, ns), `every` allocations apart. Ways that are too short say nothing.
+    void add(std::span<const double> marks_ns, double every) {
+        constexpr double kKeeps = 0.995;
+        if (marks_ns.empty() || marks_ns.back() < 3 * kPartNs) return;
+        const auto until = [&](double ns) {
+            return every * static_cast<double>(std::upper_bound(marks_ns.begin(), marks_ns.end(), ns) -
+                                               marks_ns.begin());
+        };
+        const double first = until(kPartNs);
+        const double second = until(2 * kPartNs) - first;
+        const double both = std::max(first + second, 1.0);
+        // Each way counts alike, whatever it allocates.
+        first_ = kKeeps * first_ + first / both;
+        second_ = kKeeps * second_ + second / both;
     }
     [[nodiscard]] double ns() const {
-        constexpr double kUnknownNs = 3'000, kMostNs = 30'000, kLeast = 200;
-        const double rest = allocations_ - half_allocations_;
-        if (runs_ < kKnownRuns || rest < kLeast) return kUnknownNs;
-        return std::clamp((half_own_ * allocations_ - own_ * half_allocations_) / (runs_ * rest), 0.0,
-                          kMostNs);
+        constexpr double kMostNs = 12'000;
+        return std::clamp(kPartNs * (1 - first_ / second_), 0.0, kMostNs);
     }
 
   private:
-    static constexpr double kKnownRuns = 8;
-    double runs_ = 0, own_ = 0, allocations_ = 0, half_own_ = 0, half_allocations_ = 0;
+    static constexpr double kPartNs = 20'000;
+    /// As if some had been seen already, which had lost 2 µs.
+    static constexpr double kPrior = 12;
+    double first_ = kPrior * 0.45, second_ = kPrior * 0.5;
 };
 
 /// A run of a shadow, and what it met.
@@ -59,12 +66,15 @@ struct Timed {
     [[nodiscard]] double all_allocations() const { return allocations[0] + allocations[1]; }
 };
 
-/// The way that a state takes, and a run that went it fast.
+/// The way that a state takes in so much of the program's own time.
 struct Way {
-    Timed full;
-    std::size_t marks = 0;  ///< it ends at this one; 0: elsewhere
-    /// There was a run that missed no page.
-    bool is_known = false;
+    Timed full;             ///< a run that went it
+    double own_ns = 0;      ///< how long it is: of the program's own time
+    bool is_whole = false;  ///< it is as long as it was to be
+    bool is_known = false;  ///< there was a run that missed no page
+    /// The fastest run, which may have gone farther: when it was at its marks, in the shadow's time.
+    std::vector<double> marks_ns;
+    std::size_t missed = 0;  ///< pages, by the first run
 };
 
 /// Runs a state again and again: how far it gets in so much of its own time, and how fast.
@@ -82,24 +92,28 @@ class ShadowTiming {
     void begin_state();
     /// The state that was submitted, to be run without marks.
     bool restore_for_sampling();
-    /// The way of the state in about so much of its own time, gone as fast as can be. `at_end`: when the
-    /// first run is over, which finds most pages.
-    [[nodiscard]] Way find_way(double length_ns, const std::function<void()>& at_end);
+    /// The way of the state in `length_ns` of the program's own time, which is `factor` times the shadow's.
+    /// `at_end`: when the first run is over, which finds most pages.
+    [[nodiscard]] Way find_way(double length_ns, double factor, const std::function<void()>& at_end);
     /// It went astray in memory that had changed when it was read: what it did up to there is what the thread
     /// did. Not known where that was next to nothing.
-    [[nodiscard]] Way way_before_late(double length_ns);
+    [[nodiscard]] Way way_before_late(double length_ns, double factor);
+    /// Own time of ways that can be compared.
+    static constexpr double kLeastComparedNs = 20'000;
     /// How many times as long as it took the beginning of a way takes now, by the fastest of a few runs.
-    /// Nothing where it isn't gone the same way, or too short.
+    /// Nothing where it isn't gone the same way.
     [[nodiscard]] std::optional<double> compare(const Way& way);
-    /// What a way's time is without its cold start.
-    [[nodiscard]] double warm_ns(const Way& way) const;
 
   private:
     bool restore();
     ShadowSpace::Run go(double own_ns, std::size_t marks = 0, const std::function<void()>& at_end = {});
     Timed timed_run(double length_ns, std::size_t marks = 0, const std::function<void()>& at_end = {});
-    [[nodiscard]] std::optional<Timed> fastest(const Timed& first, std::size_t marks, double length_ns);
-    void learn(const Timed& fastest, double first_ns);
+    [[nodiscard]] std::optional<Timed> fastest(const Timed& first, std::size_t marks, double length_ns,
+                                               int runs);
+    void learn(const Timed& fastest);
+    void set_marks(std::uint64_t every);
+    void end_at(Way& way, double length_ns, double factor);
+    [[nodiscard]] double warm_ns(double ns) const { return std::max(ns - cold_.ns(), 0.0); }
     bool bring(std::uint64_t page);
 
     ShadowShared& shared_;
@@ -111,6 +125,7 @@ class ShadowTiming {
     RunningMean slowness_{4, 1};  ///< of a state's first run, compared with the fastest
     RunningMean per_ns_;          ///< allocations
     std::uint64_t mark_every_ = 1;
+    std::vector<double> first_marks_ns_;  ///< of the state's first run
     std::size_t before_late_ = 0;  ///< marks of the present state before the first page that was read late
 };
 
