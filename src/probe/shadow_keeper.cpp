@@ -255,7 +255,7 @@ class Keeper {
         end.address = window.start_wall_ns + static_cast<std::uint64_t>(own_ns);
         end.own_ns = static_cast<std::uint64_t>(own_ns);
         end.span_own_ns = static_cast<std::uint64_t>(std::max(window.span_ns, own_ns));
-        end.own_spread = kShadowSpread;
+        end.own_spread = window.own_spread;
         for (const auto kind : {trace::AllocKind::malloc, trace::AllocKind::mmap, trace::AllocKind::object}) {
             if (group_of(kind) != group_of(window.group)) continue;
             end.kind = kind;
@@ -274,11 +274,6 @@ class Keeper {
         const process::Mapping* mapping = process::find_mapping(mappings, base::Address(*address));
         outdated_ = mapping != nullptr && mapping->readable && mapping->path.rfind("[v", 0) != 0;
     }
-
-    /// How far off own time may be, for all windows together: another processor, other neighbours. With it
-    /// and with kProgramsOwn 51 of 58 lines of 22 sessions of eleven programs (tools/bench/memory/lines.py,
-    /// over four minutes on one virtual machine) were within their interval.
-    static constexpr double kShadowSpread = 0.2;
 
     pid_t target_;
     process::LiveMemory memory_;

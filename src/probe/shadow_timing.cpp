@@ -14,7 +14,7 @@ constexpr double kGain = 1.02, kWarmer = 1.3;
 /// So often it is tried to go a way without missing a page.
 constexpr int kMostTries = 8;
 /// A way that is too short is tried again, for longer.
-constexpr double kFarther = 1.5, kLongest = 4;
+constexpr double kFarther = 1.5, kLongest = 4, kLongestAskedNs = 5e6;
 constexpr int kMostLengths = 4;
 /// A first run that is so many times slower than they mostly are is rare.
 constexpr double kSurely = 2.5;
@@ -81,9 +81,12 @@ Timed ShadowTiming::timed_run(double length_ns, std::size_t marks, const std::fu
     const std::size_t marked = timed.run.marks_ns.size();
     const bool is_full = marked == (marks > 0 ? marks : ShadowCounters::kMarks);
     timed.is_cut = timed.run.end != ShadowSpace::End::limit && !is_full;
+    // What counting took is spread over all of it.
+    const double counting_ns = kStubNs * timed.all_hits() + kMarkNs * static_cast<double>(marked);
+    const double own_share = 1 - std::min(counting_ns / std::max(timed.run.own_ns, 1.0), 0.5);
+    for (double& ns : timed.run.marks_ns) ns *= own_share;
     const bool ends_at_mark = is_full && timed.run.end == ShadowSpace::End::stopped;
-    timed.own_ns = (ends_at_mark ? timed.run.marks_ns.back() : timed.run.own_ns) -
-                   kStubNs * timed.all_hits() - kMarkNs * static_cast<double>(marked);
+    timed.own_ns = ends_at_mark ? timed.run.marks_ns.back() : own_share * timed.run.own_ns;
     return timed;
 }
 
@@ -143,7 +146,7 @@ Way ShadowTiming::find_way(double length_ns, double factor, const std::function<
         if (marks == ShadowCounters::kMarks)
             set_marks(mark_every_ * static_cast<std::uint64_t>(std::ceil(farther)));
         if (first.is_clean()) ++lengths;
-        asked_ns *= first.is_clean() ? farther : kFarther;
+        asked_ns = std::min(kLongestAskedNs, asked_ns * (first.is_clean() ? farther : kFarther));
     }
     return way;
 }

@@ -15,7 +15,7 @@
 ///     both read the pages
 ///     that the keeper knows
 ///     the thread goes on   ← and lets it go again, to count   → the same
-///                            and to time, and half as far;
+///                            and to time;
 ///                            and to look at some allocations  → the same, stopping at them
 ///     hits and own time    ← samples, their window
 ///
@@ -23,8 +23,10 @@
 /// random moment, the allocations that were sampled in it, and those of them that were freed in it.
 ///
 /// A state is run several times: to find the pages that it needs, while the thread is held where many are
-/// new; until the processor is warm and the fastest run is known, which counts; now and then half as far, for
-/// what a cold start costs; to stop at some allocations. What a program needs is known after some tens of
+/// new; until the processor is warm and the fastest run is known, which counts; to stop at some allocations.
+/// When it began and was at each so manieth allocation it notes itself, by the processor's time stamp
+/// counter, so that neither what lies before and behind a run nor what it waits for is in its time. What a
+/// program needs is known after some tens of
 /// states, and read anew for each (some hundred pages): a page is forgotten when it isn't missed where it is
 /// left out. A page that is missed when the thread has been let go is read then: most memory doesn't change
 /// in a millisecond, and where a run goes astray because of it the window ends before that page. A run that
@@ -40,10 +42,10 @@
 ///
 /// The shadow can do nothing but compute. It has no memory in common with the target (its data pages are
 /// its keeper's, which writes them back for each run), it is traced with PTRACE_SYSEMU, so that no system
-/// call of it is executed, and under seccomp's strict mode beside; it dies with its keeper. Which pages it
-/// misses is told by userfaultfd(2); the thread is held for some hundreds of µs where they are known from the
-/// last time, for up to kLongestHoldNs where they aren't. Where there is no userfaultfd (Linux < 4.11,
-/// containers that forbid it) there is no shadow, and dense windows go by the CPU clock.
+/// call of it is executed, and a seccomp filter kills it for any that were; it dies with its keeper. Which
+/// pages it misses is told by userfaultfd(2); the thread is held for some hundreds of µs where they are known
+/// from the last time, for up to kLongestHoldNs where they aren't. Where there is no userfaultfd (Linux <
+/// 4.11, containers that forbid it) there is no shadow, and dense windows go by the CPU clock.
 #pragma once
 
 #include <sys/types.h>
@@ -73,6 +75,7 @@ struct ShadowWindow {
     double own_ns = 0;                                  ///< how long it is to be
     double span_ns = 0;                                 ///< what it stands for
     std::uint64_t start_wall_ns = 0;
+    double own_spread = 0;  ///< trace::Window::own_spread
 };
 
 /// What came of it: so many hits of the group's sites in so much own time, the whole window.

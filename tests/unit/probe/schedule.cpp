@@ -42,6 +42,7 @@ struct Result {
     Schedule::Figures figures;
     std::uint64_t samples = 0;
     double spread = 0;  ///< the largest that a window told of its own time
+    double shadow_spread = 0;
     [[nodiscard]] double ratio(int line) const { return estimate.at(line) / truth.at(line); }
 };
 
@@ -115,6 +116,7 @@ Result run(const std::function<Step()>& program, double own_s, probe::SchedulePo
                 continue;
             }
             const probe::ShadowWindow window = schedule.group(kind).copy();
+            result.shadow_spread = std::max(result.shadow_spread, window.own_spread);
             const double length = std::min(window.own_ns, costs.reach_ns);
             // The thread needs longer for the same: the shadow doesn't do what the kernel does.
             shadow = {true, window, length, own + length / costs.user_share, 0, 0, {}};
@@ -285,6 +287,11 @@ TEST_CASE("shadows stand for the time outside of the kernel") {
     const Result r = run(steady(200, trace::AllocKind::malloc), 4, {}, costs);
     CHECK(r.figures.malloc.copied_windows > r.figures.malloc.windows / 2);
     CHECK(r.ratio(1) == doctest::Approx(1).epsilon(0.05));
+    // What a program that is in the kernel for much of its time does outside is less sure.
+    costs.user_share = 1;
+    const Result outside = run(steady(200, trace::AllocKind::malloc), 4, {}, costs);
+    CHECK(outside.shadow_spread > 0);
+    CHECK(r.shadow_spread > 2 * outside.shadow_spread);
 }
 
 TEST_CASE(

@@ -1,0 +1,49 @@
+#include "../../../src/probe/shadow_timing.h"
+
+#include <doctest/doctest.h>
+
+#include <random>
+#include <vector>
+
+using memattach::probe::ColdStart;
+
+namespace {
+
+/// Marks of a way that allocates at random, every 200 ns on average and in `burst`s; its first
+/// microseconds take `cold_ns` longer.
+std::vector<double> way(std::mt19937_64& random, double cold_ns, int burst) {
+    constexpr double kGapNs = 200, kEndNs = 100'000;
+    std::exponential_distribution<double> gap(1 / (burst * kGapNs));
+    std::vector<double> marks;
+    for (double ns = gap(random); ns + cold_ns < kEndNs; ns += gap(random)) {
+        for (int i = 0; i < burst; ++i) marks.push_back(ns + std::min(cold_ns, ns / 10'000 * cold_ns) + i);
+    }
+    return marks;
+}
+
+}  // namespace
+
+TEST_CASE("what a cold start costs is told by what is missing in the first microseconds") {
+    std::mt19937_64 random(1);
+    for (const int burst : {1, 20}) {
+        for (const double cold_ns : {0.0, 4'000.0, 8'000.0}) {
+            ColdStart start;
+            for (int i = 0; i < 2000; ++i) start.add(way(random, cold_ns, burst), 1);
+            CHECK(start.ns() == doctest::Approx(cold_ns).scale(20'000).epsilon(0.1));
+        }
+    }
+}
+
+TEST_CASE("a cold start is a small one until much is known, and never a large one") {
+    std::mt19937_64 random(1);
+    ColdStart start;
+    CHECK(start.ns() > 0);
+    CHECK(start.ns() < 4'000);
+    const double unknown_ns = start.ns();
+    start.add(std::vector<double>{30'000}, 1);  // too short to tell anything
+    start.add({}, 1);
+    CHECK(start.ns() == unknown_ns);
+    // A program that never allocates in the first 20 µs.
+    for (int i = 0; i < 1000; ++i) start.add(std::vector<double>{25'000, 30'000, 90'000}, 1);
+    CHECK(start.ns() <= 12'000);
+}
