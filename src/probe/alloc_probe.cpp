@@ -419,6 +419,7 @@ void AllocProbe::publish_figures() {
     const StopStats& stats = tracer_->stats();
     out.stops.store(stats.stops, std::memory_order_relaxed);
     out.steps.store(stats.steps, std::memory_order_relaxed);
+    out.threads_started.store(stats.threads_started, std::memory_order_relaxed);
     out.stopped_ns.store(stats.stopped_ns, std::memory_order_relaxed);
     out.longest_stop_ns.store(stats.longest_ns, std::memory_order_relaxed);
     out.null_traps.store(figures.null_traps, std::memory_order_relaxed);

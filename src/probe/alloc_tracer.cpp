@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <string_view>
 
@@ -313,6 +314,16 @@ AllocTracerStats AllocTracer::stats() const {
                    sites_.object_name.starts_with("mimalloc") ? "Python's allocations" : "small objects");
     if (out.hits > 0 && out.coverage_malloc < kFew)
         say_if_few(figures.malloc_windows.load(), "allocations by malloc");
+    // Each of them stops the process twice, whatever the budget is.
+    constexpr double kManyThreads = 100;
+    const double own_s = static_cast<double>(figures.own_ns.load()) / 1e9;
+    const double threads = static_cast<double>(figures.threads_started.load()) / std::max(own_s, 1.0);
+    if (threads > kManyThreads) {
+        out.notes.push_back(
+            fmt::format("it starts {:.0f} threads a second of its run time, and each start stops it twice: "
+                        "--max-overhead can't bound that (--cpu doesn't stop it)",
+                        threads));
+    }
     if (const auto lost = figures.lost_returns.load(); lost != 0) {
         out.notes.push_back(fmt::format("{} sampled allocations were not seen to return", lost));
     }

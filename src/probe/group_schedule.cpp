@@ -53,7 +53,7 @@ constexpr int kMostMissed = 8;
 /// (tools/bench/memory/lines.py, on a virtual machine with such page faults) the eight that spend less than
 /// 13 % of their time in the kernel came out at 0.67 to 1.03 of the bytes, the three that spend 25 to 57 % at
 /// 0.96 to 6.1.
-constexpr double kShadowSpread = 0.2, kKernelSpread = 2;
+constexpr double kShadowSpread = 0.2, kKernelSpread = 4;
 /// So many shadows in a row that went astray are one that has failed.
 constexpr int kMostSpoilt = 8;
 /// A thread that has been asked to stop and doesn't for so long is let be.
@@ -228,7 +228,8 @@ ShadowWindow GroupSchedule::copy() {
     copy_pending_ = true;
     missed_ = 0;
     copy_span_ns_ = span_ns_ + carried_ns_;
-    const double spread = kShadowSpread + kKernelSpread * (1 - user_share_);
+    const double in_kernel = 1 - user_share_;
+    const double spread = kShadowSpread + kKernelSpread * in_kernel * in_kernel;
     return {window_id_, policy_.kinds.front(), window_ns_, user_share_ * copy_span_ns_, opened_wall_ns_,
             spread};
 }

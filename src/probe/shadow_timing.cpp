@@ -10,7 +10,7 @@ namespace {
 /// hundreds of pages gets faster. Whatever else happens on the machine only makes a run slower, single ones
 /// by two: the fastest counts. Runs go on until so many in a row have gained nothing.
 constexpr int kMostRuns = 8, kRunsWithoutGain = 2, kFewRuns = 3;
-constexpr double kGain = 1.02, kWarmer = 1.3;
+constexpr double kGain = 1.02, kWarmer = 2;
 /// So often it is tried to go a way without missing a page.
 constexpr int kMostTries = 8;
 /// A way that is too short is tried again, for longer.
@@ -59,7 +59,7 @@ bool ShadowTiming::bring(std::uint64_t page) {
     const bool was_late = pages_.late() > 0;
     const bool is_there = pages_.bring(*space_, page);
     if (!was_late && pages_.late() > 0)
-        before_late_ = std::min<std::size_t>(counters_.marked, ShadowCounters::kMarks);
+        before_late_ = mark_every_ * std::min<std::uint64_t>(counters_.marked, ShadowCounters::kMarks);
     return is_there;
 }
 
@@ -105,7 +105,6 @@ Way ShadowTiming::find_way(double length_ns, double factor, const std::function<
         }
         if (first.run.end == ShadowSpace::End::gone) {
             way.full = first;
-            way.is_known = false;
             return way;
         }
         if (!first.run.has_begun) continue;
@@ -117,6 +116,7 @@ Way ShadowTiming::find_way(double length_ns, double factor, const std::function<
             way.own_ns = factor * warm_ns(same->own_ns);
             way.is_whole = way.own_ns >= length_ns;
             way.is_known = true;
+            way.marks_ns.clear();
             return way;
         }
         const std::size_t marks = first.run.marks_ns.size();
@@ -132,52 +132,64 @@ Way ShadowTiming::find_way(double length_ns, double factor, const std::function<
         }
         // From its last mark on it went on without an allocation, how fast isn't known.
         const double last_ns = marks > 0 ? first.run.marks_ns.back() : 0;
-        const double behind_ns = first.is_clean() ? std::max(first.own_ns - last_ns, 0.0) : 0;
+        const double behind_ns =
+            first.is_clean() ? std::max(first.own_ns - last_ns, 0.0) / (kSurely * slowness) : 0;
         const double timed_ns = marks > 0 ? warm_ns(way.marks_ns.back()) : 0;
-        way.own_ns = factor * (timed_ns + behind_ns / (kSurely * slowness));
-        way.is_whole = way.own_ns >= length_ns;
-        // One that ends with an allocation, not somewhere, tells nothing where that is one of a few.
-        way.is_known = marks >= kManyMarks || way.is_whole;
-        if (way.is_whole) {
-            end_at(way, length_ns, factor);
-            return way;
-        }
+        way.own_ns = factor * (timed_ns + behind_ns);
+        if (way.own_ns >= length_ns && end_at(way, length_ns, behind_ns, factor)) return way;
+        if (way.full.run.end == ShadowSpace::End::gone) return way;
         const double farther = std::clamp(length_ns / std::max(way.own_ns, 1.0), kFarther, kLongest);
         if (marks == ShadowCounters::kMarks)
             set_marks(mark_every_ * static_cast<std::uint64_t>(std::ceil(farther)));
         if (first.is_clean()) ++lengths;
         asked_ns = std::min(kLongestAskedNs, asked_ns * (first.is_clean() ? farther : kFarther));
     }
+    // One that ends with an allocation, not somewhere, tells nothing where that is one of a few.
+    if (way.marks_ns.size() < kManyMarks) return way;
+    const double spent_ns = way.marks_ns.back();
+    const auto best = fastest({}, way.marks_ns.size(), spent_ns, kMostRuns);
+    if (!best || best->run.end == ShadowSpace::End::gone) return way;
+    way.full = *best;
+    way.own_ns = factor * warm_ns(best->own_ns);
+    way.is_known = true;
     return way;
 }
 
-/// Where it ends has nothing to do with where it allocates.
-void ShadowTiming::end_at(Way& way, double length_ns, double factor) {
+/// Times it as well as can be. Where it ends has nothing to do with where it allocates. `behind_ns`: of the
+/// shadow's time that it has gone without an allocation behind its last mark. False where that isn't enough
+/// after all.
+bool ShadowTiming::end_at(Way& way, double length_ns, double behind_ns, double factor) {
     const auto marks_until = [&](double ns) {
         const auto behind = std::find_if(way.marks_ns.begin(), way.marks_ns.end(),
                                          [&](double mark_ns) { return factor * warm_ns(mark_ns) > ns; });
         return static_cast<std::size_t>(behind - way.marks_ns.begin());
     };
-    way.own_ns = length_ns;
     // With caches as warm as they get some more are within it.
-    const std::size_t most = std::min(marks_until(kWarmer * length_ns) + 1, way.marks_ns.size());
+    const std::size_t all = way.marks_ns.size();
+    const std::size_t most = std::min(marks_until(kWarmer * length_ns) + 1, all);
     if (most > 0) {
-        if (const auto best = fastest({}, most, length_ns / factor, kMostRuns)) {
-            way.full = *best;
-            if (best->run.end == ShadowSpace::End::gone) return;
-            learn(*best);
-            way.marks_ns = best->run.marks_ns;
-        }
+        const auto best = fastest({}, most, length_ns / factor, kMostRuns);
+        if (!best) return false;
+        way.full = *best;
+        if (best->run.end == ShadowSpace::End::gone) return false;
+        learn(*best);
+        way.marks_ns = best->run.marks_ns;
     }
     const std::size_t marks = marks_until(length_ns);
-    if (marks == 0) {
+    if (marks == most) {
+        const double last_ns = most > 0 ? warm_ns(way.marks_ns.back()) : 0;
+        way.own_ns = factor * (last_ns + (most == all ? behind_ns : 0));
+        if (way.own_ns < length_ns) return false;
+    } else if (marks == 0) {
         way.full.hits = way.full.allocations = {};
-    } else if (marks < way.marks_ns.size()) {
+    } else {
         const Timed shorter = timed_run(kPatience * way.full.own_ns, marks);
-        const bool arrives = shorter.is_clean() && shorter.run.marks_ns.size() == marks;
-        if (arrives) way.full = shorter;
-        if (!arrives) way.own_ns = factor * warm_ns(way.marks_ns.back());
+        if (!shorter.is_clean() || shorter.run.marks_ns.size() != marks) return false;
+        way.full = shorter;
     }
+    way.own_ns = length_ns;
+    way.is_whole = way.is_known = true;
+    return true;
 }
 
 void ShadowTiming::learn(const Timed& fastest) {
@@ -198,9 +210,9 @@ void ShadowTiming::set_marks(std::uint64_t every) {
 
 Way ShadowTiming::way_before_late(double length_ns, double factor) {
     Way way;
-    if (before_late_ == 0) return way;
-    const auto best =
-        fastest({}, before_late_, std::max(slowness_.value, 1.0) * length_ns / factor, kMostRuns);
+    const auto marks = static_cast<std::size_t>(before_late_ / mark_every_);
+    if (marks == 0 || marks > ShadowCounters::kMarks) return way;
+    const auto best = fastest({}, marks, std::max(slowness_.value, 1.0) * length_ns / factor, kMostRuns);
     if (!best || best->run.end == ShadowSpace::End::gone) return way;
     way.full = *best;
     way.own_ns = factor * warm_ns(best->own_ns);

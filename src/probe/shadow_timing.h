@@ -112,7 +112,7 @@ class ShadowTiming {
                                                int runs);
     void learn(const Timed& fastest);
     void set_marks(std::uint64_t every);
-    void end_at(Way& way, double length_ns, double factor);
+    bool end_at(Way& way, double length_ns, double behind_ns, double factor);
     [[nodiscard]] double warm_ns(double ns) const { return std::max(ns - cold_.ns(), 0.0); }
     bool bring(std::uint64_t page);
 
@@ -126,7 +126,7 @@ class ShadowTiming {
     RunningMean per_ns_;          ///< allocations
     std::uint64_t mark_every_ = 1;
     std::vector<double> first_marks_ns_;  ///< of the state's first run
-    std::size_t before_late_ = 0;  ///< marks of the present state before the first page that was read late
+    std::uint64_t before_late_ = 0;  ///< allocations of the state before the first page that was read late
 };
 
 }  // namespace memattach::probe

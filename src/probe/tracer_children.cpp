@@ -43,11 +43,13 @@ void Tracer::handle_new_task(pid_t parent, int event) {
     if (ptrace(PTRACE_GETEVENTMSG, parent, nullptr, &message) != 0) return;
     const auto child = static_cast<pid_t>(message);
     if (threads_.count(child) != 0) {
+        ++stats_.threads_started;
         released_.erase(child);
         return;
     }
     const CloneKind kind = is_thread_of(pid_, child) ? CloneKind{true, true} : clone_kind(parent, event);
     if (kind.thread) {
+        ++stats_.threads_started;
         if (orphans_.erase(child) != 0) {
             threads_[child] = {};
             resume(child, 0, true);

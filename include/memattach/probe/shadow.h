@@ -26,13 +26,12 @@
 /// new; until the processor is warm and the fastest run is known, which counts; to stop at some allocations.
 /// When it began and was at each so manieth allocation it notes itself, by the processor's time stamp
 /// counter, so that neither what lies before and behind a run nor what it waits for is in its time. What a
-/// program needs is known after some tens of
-/// states, and read anew for each (some hundred pages): a page is forgotten when it isn't missed where it is
-/// left out. A page that is missed when the thread has been let go is read then: most memory doesn't change
-/// in a millisecond, and where a run goes astray because of it the window ends before that page. A run that
-/// can't go as far as it was to (a system call) would hide what comes behind such places: windows are as
-/// short as nearly all can be in full (GroupSchedule), and where even that is too long and hits are far
-/// enough apart, windows in the target are better.
+/// program needs is known after some tens of states, and read anew for each (some hundred pages): a page is
+/// forgotten when it isn't missed where it is left out. A page that is missed when the thread has been let go
+/// is read then: most memory doesn't change in a millisecond, and where a run goes astray because of it the
+/// window ends before that page. A run that can't go as far as it was to (a system call) would hide what
+/// comes behind such places: windows are as short as nearly all can be in full (GroupSchedule), and where
+/// even that is too long and hits are far enough apart, windows in the target are better.
 ///
 /// No two processors are equally fast: on a virtual machine one may be half as fast as the other for minutes,
 /// because of what its host runs next to it. Twice a second a state is run on the target's processor as well

@@ -50,6 +50,7 @@ struct StopStats {
     std::uint64_t stops = 0;
     std::uint64_t hits = 0;
     std::uint64_t steps = 0;  ///< displaced instructions that had to be single-stepped
+    std::uint64_t threads_started = 0;
     std::uint64_t stopped_ns = 0;
     std::uint64_t longest_ns = 0;
 };
