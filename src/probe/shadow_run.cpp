@@ -15,7 +15,6 @@
 #include <array>
 #include <cerrno>
 #include <cstddef>
-#include <cstdlib>
 #include <cstring>
 
 #include "memattach/base/clock.h"
@@ -43,10 +42,11 @@ double ShadowSpace::present_ns(std::uint64_t ticks) const {
     return ticks > start ? ticks_.ns(ticks - start) - stalled_ns_ : 0;
 }
 
-/// It goes on now, and has been waiting for this process at least since `from_ticks`.
-void ShadowSpace::add_stall(std::uint64_t from_ticks, bool is_fault) {
-    const double ns = ticks_.ns(__rdtsc() - from_ticks) + (is_fault ? fault_ns_ : call_ns_);
-    stalls_.push_back({counters_->marked, ns, is_fault});
+/// It goes on now, and has been waiting for this process since that was told: with `marks`, and for
+/// `besides_ns` more.
+void ShadowSpace::add_stall(std::uint64_t marks, double besides_ns) {
+    const double ns = ticks_.ns(__rdtsc() - end_ticks_) + besides_ns;
+    stalls_.push_back({marks, ns});
     stalled_ns_ += ns;
 }
 
@@ -76,10 +76,6 @@ ShadowSpace::Run ShadowSpace::run(std::uint64_t limit_ns,
     Run out;
     const std::uint64_t start_ns = base::monotonic_ns();
     const std::uint64_t start_ticks = __rdtsc();
-    const auto fill = [&](std::uint64_t page) {
-        out.page = page;
-        return on_missing(page);
-    };
     // The clock goes on while the shadow waits.
     const auto left = [&]() -> std::uint64_t {
         const std::uint64_t now_ns = base::monotonic_ns();
@@ -92,7 +88,7 @@ ShadowSpace::Run ShadowSpace::run(std::uint64_t limit_ns,
     stalls_.clear();
     stalled_ns_ = 0;
     deadline_ns_ = 0;
-    out.end = go_on(start_ns + static_cast<std::uint64_t>(starting_ns_) + limit_ns, fill, left, at_end);
+    out.end = go_on(start_ns + static_cast<std::uint64_t>(starting_ns_) + limit_ns, on_missing, left, at_end);
     if (out.end == End::gone) return out;
     const std::uint64_t first_ticks = counters_->start_ticks;
     out.has_begun = first_ticks != 0;
@@ -101,22 +97,17 @@ ShadowSpace::Run ShadowSpace::run(std::uint64_t limit_ns,
         starting_ns_ += (std::min(ticks_.ns(first_ticks - start_ticks), kMostStartingNs) - starting_ns_) / 8;
     // Whatever the shadow made of the counters, it didn't take longer than that.
     const double all_ns = ticks_.ns(end_ticks_ - start_ticks);
-    const double calls_ns = kCallNs * static_cast<double>(calls_);
     const double ending_ns = out.end == End::limit ? 0 : stop_ns_;
-    out.own_ns = std::clamp(present_ns(end_ticks_) + calls_ns - ending_ns, 0.0, all_ns);
+    out.own_ns = std::clamp(present_ns(end_ticks_) - ending_ns, 0.0, all_ns);
     const std::size_t marks = std::min<std::size_t>(counters_->marked, ShadowCounters::kMarks);
-    out.marks_before_fault = marks;
     out.marks_ns.reserve(marks);
     double stalled_ns = 0;
     auto stall = stalls_.begin();
     for (std::size_t i = 0; i < marks; ++i) {
-        for (; stall != stalls_.end() && stall->marks <= i; ++stall) {
-            stalled_ns += stall->ns - (stall->is_fault ? 0 : kCallNs);
-            if (stall->is_fault) out.marks_before_fault = std::min(out.marks_before_fault, i);
-        }
+        for (; stall != stalls_.end() && stall->marks <= i; ++stall) stalled_ns += stall->ns;
         const std::uint64_t at = counters_->marks[i];
-        out.marks_ns.push_back(
-            at > first_ticks ? std::clamp(ticks_.ns(at - first_ticks) - stalled_ns, 0.0, all_ns) : 0);
+        const double ns = at > first_ticks ? ticks_.ns(at - first_ticks) - stalled_ns : 0;
+        out.marks_ns.push_back(std::clamp(ns, i > 0 ? out.marks_ns.back() : 0.0, all_ns));
     }
     return out;
 }
@@ -157,8 +148,9 @@ ShadowSpace::End ShadowSpace::go_on(std::uint64_t until_ns,
         uffd_msg message{};
         if (ready[0].revents != 0 && ::read(faults_.get(), &message, sizeof message) == sizeof message &&
             message.event == UFFD_EVENT_PAGEFAULT) {
+            const std::uint64_t marks = counters_->marked;  // once it has its page it may go on at once
             if (on_missing(message.arg.pagefault.address & ~(kPage - 1))) {
-                add_stall(end_ticks_, true);
+                add_stall(marks, fault_ns_);
                 continue;
             }
             end = End::missing_page;
@@ -184,7 +176,7 @@ bool ShadowSpace::answer_call() {
     if (regs->orig_rax == SYS_getpid) inline_call(regs->rip, static_cast<std::uint32_t>(*result));
     regs->rax = *result;
     if (!set_registers(*regs)) return false;
-    add_stall(end_ticks_, false);
+    add_stall(counters_->marked, call_ns_ - kCallNs);
     return ptrace(PTRACE_SYSEMU, pid_, nullptr, nullptr) == 0;
 }
 
@@ -205,11 +197,11 @@ void ShadowSpace::inline_call(std::uint64_t behind, std::uint32_t result) {
     static_cast<void>(::pwrite(memory_.get(), code.data(), code.size(), at) < 0);
 }
 
-void ShadowSpace::set_cpu(int cpu) {
+bool ShadowSpace::set_cpu(int cpu) {
     cpu_set_t set;
     CPU_ZERO(&set);
     CPU_SET(static_cast<std::size_t>(cpu), &set);
-    sched_setaffinity(pid_, sizeof set, &set);
+    return sched_setaffinity(pid_, sizeof set, &set) == 0;
 }
 
 void ShadowSpace::measure_switches(int data_fd) {
@@ -218,7 +210,8 @@ void ShadowSpace::measure_switches(int data_fd) {
     const double stop_ns = least_ns(end - 1, none);  // an int3
     if (stop_ns <= 0) return;
     stop_ns_ = stop_ns;
-    call_ns_ = std::max(0.0, least_ns(end - kCallsBytes, none) / kCalls - kCallNs);
+    call_ns_ = kCallNs;  // nothing is taken off
+    call_ns_ = std::max(0.0, least_ns(end - kCallsBytes, none) / kCalls);
     // A page that was there for one run is away for the next.
     const auto drop = [&](std::uint64_t page, std::uint64_t bytes) {
         return ::fallocate(data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(page),

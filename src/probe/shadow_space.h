@@ -70,20 +70,18 @@ class ShadowSpace {
 
     enum class End : std::uint8_t {
         limit,
-        missing_page,  ///< `page`, which wasn't filled
+        missing_page,  ///< one that wasn't filled
         stopped,       ///< a system call, a fault, an int3
         gone,
     };
     struct Run {
         End end = End::gone;
-        std::uint64_t page = 0;
         bool has_begun = false;
         /// Of the thread, from its first instruction: without what it waited for pages and for answers to
         /// system calls, more or less, with what the calls would have taken outside of the kernel.
         double own_ns = 0;
-        /// The same up to each of its marks (ShadowCounters).
+        /// The same up to each of its marks (ShadowCounters), in order.
         std::vector<double> marks_ns;
-        std::size_t marks_before_fault = 0;  ///< its marks before it missed a page
     };
     /// Runs a state that has just been set for `limit_ns` of its own time. `on_missing(page)` is asked for
     /// each page that isn't there: true where it has been filled. `at_end`: as soon as it won't be asked any
@@ -96,10 +94,8 @@ class ShadowSpace {
               const std::function<std::uint64_t()>& left = {}, const std::function<void()>& at_end = {});
     /// False where something is refused here; then nothing else may be called.
     [[nodiscard]] bool is_ready() const { return ready_; }
-    /// What a missing page costs a run besides the time in which it is brought, at least.
-    [[nodiscard]] double fault_ns() const { return fault_ns_; }
-    /// Where it runs from now on.
-    void set_cpu(int cpu);
+    /// Where it runs from now on. False where it can't.
+    bool set_cpu(int cpu);
     /// Where the last run ended.
     [[nodiscard]] std::optional<user_regs_struct> registers();
     bool set_registers(user_regs_struct registers);
@@ -140,7 +136,7 @@ class ShadowSpace {
     void set_timer(std::uint64_t at_ns) const;
     void begin_marks(std::uint64_t entry);
     [[nodiscard]] double present_ns(std::uint64_t ticks) const;
-    void add_stall(std::uint64_t from_ticks, bool is_fault);
+    void add_stall(std::uint64_t marks, double besides_ns);
     static void lay_tail(StubArea& area);
 
     /// The code that counts and the counters, close enough to the sites for a jump.
@@ -176,7 +172,6 @@ class ShadowSpace {
     struct Stall {
         std::uint64_t marks = 0;
         double ns = 0;
-        bool is_fault = false;
     };
     bool ready_ = false;
     double stop_ns_ = 0;

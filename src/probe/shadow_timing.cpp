@@ -22,7 +22,7 @@ constexpr double kSurely = 2.5;
 constexpr double kPatience = 4;
 constexpr std::size_t kManyMarks = 16;
 /// Ways with fewer allocations don't say how slow first runs are.
-constexpr double kLeastAllocations = 4;
+constexpr std::uint64_t kLeastAllocations = 4;
 /// Marks in a way: more, and they cost time; fewer, and its end is one that the program's allocations choose.
 constexpr double kMarks = 64;
 /// A state's first run begins with nothing in the processor's caches, and waits for pages: it takes several
@@ -50,6 +50,7 @@ bool ShadowTiming::restore() {
 }
 
 bool ShadowTiming::restore_for_sampling() {
+    pages_.restore_all();  // the last one may have gone anywhere
     if (!restore()) return false;
     counters_.until_mark = ShadowCounters::kNever;
     return true;
@@ -103,41 +104,47 @@ Way ShadowTiming::find_way(double length_ns, double factor, const std::function<
             first_marks_ns_ = first.run.marks_ns;
             way.missed = first.missed;
         }
-        if (first.run.end == ShadowSpace::End::gone) {
-            way.full = first;
-            return way;
-        }
+        way.full = first;
+        way.marks_ns.clear();
+        way.mark_every = mark_every_;
+        way.is_gone = first.run.end == ShadowSpace::End::gone;
+        if (way.is_gone) return way;
         if (!first.run.has_begun) continue;
         if (first.is_cut) {
             if (!first.is_clean()) continue;
             const auto same = fastest(first, 0, asked_ns, kMostRuns);
             if (!same) continue;
             way.full = *same;
+            way.is_gone = same->run.end == ShadowSpace::End::gone;
             way.own_ns = factor * warm_ns(same->own_ns);
-            way.is_whole = way.own_ns >= length_ns;
-            way.is_known = true;
-            way.marks_ns.clear();
+            way.marks_ns = same->run.marks_ns;
+            way.is_known = !way.is_gone;
+            if (way.own_ns >= length_ns) way.is_whole = cut_at(way, length_ns, factor);
             return way;
         }
         const std::size_t marks = first.run.marks_ns.size();
-        if (marks == 0 && first.all_allocations() > 0) set_marks(1);
-        way.full = first;
-        way.marks_ns.clear();
+        if (marks < kManyMarks && mark_every_ > 1) {
+            set_marks(std::max<std::uint64_t>(mark_every_ / kManyMarks, 1));
+            continue;
+        }
         if (marks > 0) {
             const auto soon = fastest(first, marks, asked_ns, kFewRuns);
             if (!soon) continue;
             way.full = *soon;
-            if (soon->run.end == ShadowSpace::End::gone) return way;
+            way.is_gone = soon->run.end == ShadowSpace::End::gone;
+            if (way.is_gone) return way;
             way.marks_ns = soon->run.marks_ns;
         }
-        // From its last mark on it went on without an allocation, how fast isn't known.
+        // From its last mark on it went on with hardly an allocation, how fast isn't known.
         const double last_ns = marks > 0 ? first.run.marks_ns.back() : 0;
         const double behind_ns =
-            first.is_clean() ? std::max(first.own_ns - last_ns, 0.0) / (kSurely * slowness) : 0;
+            first.is_clean()
+                ? std::max(std::min(first.own_ns, asked_ns) - last_ns, 0.0) / (kSurely * slowness)
+                : 0;
         const double timed_ns = marks > 0 ? warm_ns(way.marks_ns.back()) : 0;
         way.own_ns = factor * (timed_ns + behind_ns);
         if (way.own_ns >= length_ns && end_at(way, length_ns, behind_ns, factor)) return way;
-        if (way.full.run.end == ShadowSpace::End::gone) return way;
+        if (way.is_gone) return way;
         const double farther = std::clamp(length_ns / std::max(way.own_ns, 1.0), kFarther, kLongest);
         if (marks == ShadowCounters::kMarks)
             set_marks(mark_every_ * static_cast<std::uint64_t>(std::ceil(farther)));
@@ -145,57 +152,75 @@ Way ShadowTiming::find_way(double length_ns, double factor, const std::function<
         asked_ns = std::min(kLongestAskedNs, asked_ns * (first.is_clean() ? farther : kFarther));
     }
     // One that ends with an allocation, not somewhere, tells nothing where that is one of a few.
-    if (way.marks_ns.size() < kManyMarks) return way;
-    const double spent_ns = way.marks_ns.back();
-    const auto best = fastest({}, way.marks_ns.size(), spent_ns, kMostRuns);
-    if (!best || best->run.end == ShadowSpace::End::gone) return way;
-    way.full = *best;
-    way.own_ns = factor * warm_ns(best->own_ns);
-    way.is_known = true;
+    if (way.marks_ns.size() >= kManyMarks)
+        end_with_mark(way, way.marks_ns.size(), way.marks_ns.back(), factor);
     return way;
+}
+
+/// Up to the next allocation there would have been some more time without one.
+void ShadowTiming::end_with_mark(Way& way, std::size_t marks, double length_ns, double factor) {
+    set_marks(way.mark_every);
+    const auto best = fastest({}, marks, length_ns, kMostRuns);
+    if (!best) return;
+    way.full = *best;
+    way.is_gone = best->run.end == ShadowSpace::End::gone;
+    if (way.is_gone) return;
+    way.marks_ns = best->run.marks_ns;
+    const double allocations = std::max(best->all_allocations(), 1.0);
+    way.own_ns = factor * warm_ns(best->own_ns) * (allocations + 1) / allocations;
+    way.is_known = true;
+}
+
+std::size_t ShadowTiming::marks_until(const Way& way, double length_ns, double factor) const {
+    const auto behind = std::find_if(way.marks_ns.begin(), way.marks_ns.end(),
+                                     [&](double ns) { return factor * warm_ns(ns) > length_ns; });
+    return static_cast<std::size_t>(behind - way.marks_ns.begin());
 }
 
 /// Times it as well as can be. Where it ends has nothing to do with where it allocates. `behind_ns`: of the
 /// shadow's time that it has gone without an allocation behind its last mark. False where that isn't enough
 /// after all.
 bool ShadowTiming::end_at(Way& way, double length_ns, double behind_ns, double factor) {
-    const auto marks_until = [&](double ns) {
-        const auto behind = std::find_if(way.marks_ns.begin(), way.marks_ns.end(),
-                                         [&](double mark_ns) { return factor * warm_ns(mark_ns) > ns; });
-        return static_cast<std::size_t>(behind - way.marks_ns.begin());
-    };
     // With caches as warm as they get some more are within it.
     const std::size_t all = way.marks_ns.size();
-    const std::size_t most = std::min(marks_until(kWarmer * length_ns) + 1, all);
+    const std::size_t most = std::min(marks_until(way, kWarmer * length_ns, factor) + 1, all);
     if (most > 0) {
-        const auto best = fastest({}, most, length_ns / factor, kMostRuns);
+        const auto best = fastest({}, most, std::max(length_ns / factor, way.marks_ns[most - 1]), kMostRuns);
         if (!best) return false;
         way.full = *best;
-        if (best->run.end == ShadowSpace::End::gone) return false;
+        way.is_gone = best->run.end == ShadowSpace::End::gone;
+        if (way.is_gone) return false;
         learn(*best);
         way.marks_ns = best->run.marks_ns;
     }
-    const std::size_t marks = marks_until(length_ns);
-    if (marks == most) {
-        const double last_ns = most > 0 ? warm_ns(way.marks_ns.back()) : 0;
-        way.own_ns = factor * (last_ns + (most == all ? behind_ns : 0));
-        if (way.own_ns < length_ns) return false;
-    } else if (marks == 0) {
-        way.full.hits = way.full.allocations = {};
-    } else {
-        const Timed shorter = timed_run(kPatience * way.full.own_ns, marks);
-        if (!shorter.is_clean() || shorter.run.marks_ns.size() != marks) return false;
-        way.full = shorter;
-    }
-    way.own_ns = length_ns;
+    const double last_ns = most > 0 ? warm_ns(way.marks_ns.back()) : 0;
+    way.own_ns = factor * (last_ns + (most == all ? behind_ns : 0));
+    if (way.own_ns < length_ns || !cut_at(way, length_ns, factor)) return false;
     way.is_whole = way.is_known = true;
+    return true;
+}
+
+/// It is at least so long: what of it lies within.
+bool ShadowTiming::cut_at(Way& way, double length_ns, double factor) {
+    const std::size_t marks = marks_until(way, length_ns, factor);
+    if (marks == 0) {
+        way.full.hits = way.full.allocations = {};
+        way.own_ns = length_ns;
+        return true;
+    }
+    const Timed part = timed_run(kPatience * way.marks_ns[marks - 1], marks);
+    if (!part.is_clean() || part.run.marks_ns.size() != marks) return false;
+    way.full = part;
+    // Behind the last mark there have been half as many allocations as up to the next, on average.
+    const double allocations = part.all_allocations();
+    way.own_ns = length_ns * allocations / (allocations + static_cast<double>(mark_every_ - 1) / 2);
     return true;
 }
 
 void ShadowTiming::learn(const Timed& fastest) {
     const std::vector<double>& marks_ns = fastest.run.marks_ns;
     const std::size_t common = std::min(marks_ns.size(), first_marks_ns_.size());
-    if (fastest.all_allocations() >= kLeastAllocations && common > 0) {
+    if (common * mark_every_ >= kLeastAllocations) {
         const double slower = first_marks_ns_[common - 1] / std::max(marks_ns[common - 1], 1.0);
         slowness_.add(std::clamp(slower, 1.0, kMostSlowness), kSlownessMemory);
     }
@@ -211,12 +236,9 @@ void ShadowTiming::set_marks(std::uint64_t every) {
 Way ShadowTiming::way_before_late(double length_ns, double factor) {
     Way way;
     const auto marks = static_cast<std::size_t>(before_late_ / mark_every_);
-    if (marks == 0 || marks > ShadowCounters::kMarks) return way;
-    const auto best = fastest({}, marks, std::max(slowness_.value, 1.0) * length_ns / factor, kMostRuns);
-    if (!best || best->run.end == ShadowSpace::End::gone) return way;
-    way.full = *best;
-    way.own_ns = factor * warm_ns(best->own_ns);
-    way.is_known = true;
+    if (before_late_ < kLeastAllocations || marks == 0 || marks > ShadowCounters::kMarks) return way;
+    way.mark_every = mark_every_;
+    end_with_mark(way, marks, std::max(slowness_.value, 1.0) * length_ns / factor, factor);
     return way;
 }
 
@@ -250,23 +272,29 @@ std::optional<Timed> ShadowTiming::fastest(const Timed& first, std::size_t marks
     return best;
 }
 
-std::optional<double> ShadowTiming::compare(const Way& way) {
-    constexpr int kRuns = 4;
-    constexpr double kEnoughNs = 80'000;
-    const std::vector<double>& before_ns = way.marks_ns;
-    const auto enough =
-        std::find_if(before_ns.begin(), before_ns.end(), [&](double ns) { return ns > kEnoughNs; });
-    const auto end = enough == before_ns.end() ? before_ns.end() : enough + 1;
-    const auto marks = static_cast<std::size_t>(end - before_ns.begin());
-    double best_ns = 0;
+std::size_t ShadowTiming::comparable(const Way& way) {
+    constexpr double kLeastNs = 20'000, kEnoughNs = 100'000, kMostNs = 200'000;
+    const std::vector<double>& marks_ns = way.marks_ns;
+    const auto behind =
+        std::find_if(marks_ns.begin(), marks_ns.end(), [](double ns) { return ns > kEnoughNs; });
+    const auto within = static_cast<std::size_t>(behind - marks_ns.begin());
+    if (within > 0 && marks_ns[within - 1] > kLeastNs) return within;
+    return behind != marks_ns.end() && *behind < kMostNs ? within + 1 : 0;
+}
+
+std::optional<double> ShadowTiming::time_to(const Way& way, std::size_t marks) {
+    constexpr int kRuns = 6;
+    set_marks(way.mark_every);
+    std::optional<double> best_ns;
     for (int i = 0; i < kRuns; ++i) {
-        const Timed timed = timed_run(kPatience * before_ns[marks - 1], marks);
+        const Timed timed = timed_run(kPatience * way.marks_ns[marks - 1], marks);
         if (!timed.is_clean() || timed.run.marks_ns.size() != marks) return std::nullopt;
-        if (i == 0) continue;  // with cold caches
-        const double ns = timed.run.marks_ns.back();
-        best_ns = i == 1 ? ns : std::min(best_ns, ns);
+        // Its second half: what cold caches take would be in both.
+        const std::vector<double>& marks_ns = timed.run.marks_ns;
+        const double ns = marks_ns[marks - 1] - (marks > 1 ? marks_ns[marks / 2 - 1] : 0);
+        best_ns = std::min(best_ns.value_or(ns), ns);
     }
-    return best_ns / before_ns[marks - 1];
+    return best_ns;
 }
 
 }  // namespace memattach::probe

@@ -31,8 +31,9 @@ class ColdStart {
             return every * static_cast<double>(std::upper_bound(marks_ns.begin(), marks_ns.end(), ns) -
                                                marks_ns.begin());
         };
-        const double first = until(kPartNs);
-        const double second = until(2 * kPartNs) - first;
+        // Behind a mark there have been half as many as up to the next, on average.
+        const double first = until(kPartNs) + (every - 1) / 2;
+        const double second = until(2 * kPartNs) - until(kPartNs);
         const double both = std::max(first + second, 1.0);
         // Each way counts alike, whatever it allocates.
         first_ = kKeeps * first_ + first / both;
@@ -72,9 +73,11 @@ struct Way {
     double own_ns = 0;      ///< how long it is: of the program's own time
     bool is_whole = false;  ///< it is as long as it was to be
     bool is_known = false;  ///< there was a run that missed no page
+    bool is_gone = false;   ///< the shadow has ended
     /// The fastest run, which may have gone farther: when it was at its marks, in the shadow's time.
     std::vector<double> marks_ns;
-    std::size_t missed = 0;  ///< pages, by the first run
+    std::uint64_t mark_every = 1;  ///< allocations
+    std::size_t missed = 0;        ///< pages, by the first run
 };
 
 /// Runs a state again and again: how far it gets in so much of its own time, and how fast.
@@ -98,11 +101,11 @@ class ShadowTiming {
     /// It went astray in memory that had changed when it was read: what it did up to there is what the thread
     /// did. Not known where that was next to nothing.
     [[nodiscard]] Way way_before_late(double length_ns, double factor);
-    /// Own time of ways that can be compared.
-    static constexpr double kLeastComparedNs = 20'000;
-    /// How many times as long as it took the beginning of a way takes now, by the fastest of a few runs.
-    /// Nothing where it isn't gone the same way.
-    [[nodiscard]] std::optional<double> compare(const Way& way);
+    /// Up to which mark of a way processors can be compared by: some 20 to 200 µs; 0: none.
+    [[nodiscard]] static std::size_t comparable(const Way& way);
+    /// What the second half of a way up to a mark takes, by the fastest of a few runs; ns. Nothing where it
+    /// isn't gone the same way.
+    [[nodiscard]] std::optional<double> time_to(const Way& way, std::size_t marks);
 
   private:
     bool restore();
@@ -113,6 +116,9 @@ class ShadowTiming {
     void learn(const Timed& fastest);
     void set_marks(std::uint64_t every);
     bool end_at(Way& way, double length_ns, double behind_ns, double factor);
+    void end_with_mark(Way& way, std::size_t marks, double length_ns, double factor);
+    bool cut_at(Way& way, double length_ns, double factor);
+    [[nodiscard]] std::size_t marks_until(const Way& way, double length_ns, double factor) const;
     [[nodiscard]] double warm_ns(double ns) const { return std::max(ns - cold_.ns(), 0.0); }
     bool bring(std::uint64_t page);
 

@@ -34,7 +34,7 @@
 /// even that is too long and hits are far enough apart, windows in the target are better.
 ///
 /// No two processors are equally fast: on a virtual machine one may be half as fast as the other for minutes,
-/// because of what its host runs next to it. Twice a second a state is run on the target's processor as well
+/// because of what its host runs next to it. Now and then a state is run on the target's processor as well
 /// (which the target does without meanwhile), and own time is told as it would have been there.
 ///
 /// A shadow does what the program does outside of the kernel: its windows stand for that part of its time.

@@ -66,7 +66,8 @@ struct Window {
     std::uint64_t span_own_ns =
         0;  ///< own time of the whole span that the window stands for, itself included
     /// How far off own_ns may be, relative, one standard deviation, the same way for all windows of a
-    /// session: what the stops in it burnt of the target's own clock is known only so well.
+    /// session: what the stops in it burnt of the target's own clock is known only so well, or how fast the
+    /// target's processor is where a window was executed on another.
     double own_spread = 0;
 };
 
