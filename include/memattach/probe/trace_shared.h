@@ -13,7 +13,8 @@ namespace memattach::probe {
 
 /// What the tracing process has done so far; written by it alone.
 struct TraceFigures {
-    std::atomic<std::uint64_t> hits, samples, stops, steps, threads_started, unknown_frees, lost_returns, null_traps;
+    std::atomic<std::uint64_t> hits, samples, stops, steps, threads_started, unknown_frees, lost_returns,
+        null_traps;
     std::atomic<std::uint64_t> stopped_ns, longest_stop_ns, own_ns, hit_wall_ns, hit_cpu_ns;
     std::atomic<std::uint64_t> malloc_windows, malloc_dense, object_windows, object_dense, plant_failures;
     std::atomic<double> overhead, coverage_malloc, coverage_object;
