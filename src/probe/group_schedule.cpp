@@ -51,8 +51,8 @@ constexpr int kMostMissed = 8;
 /// program is in the kernel for much of its time: what comes out of there has cold caches, and on a virtual
 /// machine the hypervisor's part of a page fault may count as the program's own. Of eleven programs
 /// (tools/bench/memory/lines.py, on a virtual machine with such page faults) the eight that spend less than
-/// 13 % of their time in the kernel came out at 0.7 to 1.2 of the bytes, those that spend 25 to 57 % at 1.0
-/// to 6.1.
+/// 13 % of their time in the kernel came out at 0.8 to 1.4 of the bytes, those that spend 25 to 57 % at 0.6
+/// to 6.3.
 constexpr double kShadowSpread = 0.2, kKernelSpread = 4;
 /// So many shadows in a row that went astray are one that has failed.
 constexpr int kMostSpoilt = 8;
