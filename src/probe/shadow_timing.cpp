@@ -24,7 +24,7 @@ constexpr std::size_t kManyMarks = 16;
 /// Ways with fewer allocations don't say how slow first runs are.
 constexpr std::uint64_t kLeastAllocations = 4;
 /// Marks in a way: more, and they cost time; fewer, and its end is one that the program's allocations choose.
-constexpr double kMarks = 64;
+constexpr double kWantedMarks = 64;
 /// A state's first run begins with nothing in the processor's caches, and waits for pages: it takes several
 /// times as long as the fastest.
 constexpr double kMostSlowness = 12, kSlownessMemory = 16;
@@ -93,7 +93,7 @@ Timed ShadowTiming::timed_run(double length_ns, std::size_t marks, const std::fu
 
 Way ShadowTiming::find_way(double length_ns, double factor, const std::function<void()>& at_end) {
     Way way;
-    const double every = std::floor(per_ns_.value * length_ns / kMarks);
+    const double every = std::floor(per_ns_.value * length_ns / kWantedMarks);
     set_marks(static_cast<std::uint64_t>(std::clamp(every, 1.0, 1e6)));
     const double slowness = std::max(slowness_.value, 1.0);
     double asked_ns = slowness * length_ns / factor;

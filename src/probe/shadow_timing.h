@@ -82,7 +82,7 @@ struct Way {
 
 /// Runs a state again and again: how far it gets in so much of its own time, and how fast.
 ///
-/// The stubs note the time at each so manieth allocation (ShadowCounters::marks), so that a run says how long
+/// The stubs note the time every few allocations (ShadowCounters::marks), so that a run says how long
 /// it took to each of them, without what lies before its first instruction and behind the last that counts,
 /// and that what it waited for can be left out.
 class ShadowTiming {

@@ -24,9 +24,9 @@
 ///
 /// A state is run several times: to find the pages that it needs, while the thread is held where many are
 /// new; until the processor is warm and the fastest run is known, which counts; to stop at some allocations.
-/// When it began and was at each so manieth allocation it notes itself, by the processor's time stamp
-/// counter, so that neither what lies before and behind a run nor what it waits for is in its time. What a
-/// program needs is known after some tens of states, and read anew for each (some hundred pages): a page is
+/// When it began, and every few allocations, it notes the time itself, by the processor's time stamp counter,
+/// so that neither what lies before and behind a run nor what it waits for is in its time. What a program
+/// needs is known after some tens of states, and read anew for each (some hundred pages): a page is
 /// forgotten when it isn't missed where it is left out. A page that is missed when the thread has been let go
 /// is read then: most memory doesn't change in a millisecond, and where a run goes astray because of it the
 /// window ends before that page. A run that can't go as far as it was to (a system call) would hide what

@@ -126,7 +126,7 @@ TEST_CASE("a stub stops at the hit it was told, at big requests, and goes on") {
     CHECK(sum.stops(1, 101, 103));
 }
 
-TEST_CASE("a stub notes the time at each so manieth hit, and stops with the last mark") {
+TEST_CASE("a stub notes the time every few hits, and stops with the last mark") {
     const Patched sum(kSum, SiteKind::allocate, size_and_count());
     sum.counters().mark_every = 3;
     sum.counters().until_mark = 3;
