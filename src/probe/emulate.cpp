@@ -7,6 +7,7 @@ namespace memattach::probe {
 namespace {
 
 __extension__ using Int128 = __int128;
+__extension__ using UInt128 = unsigned __int128;
 
 constexpr std::uint64_t kCarry = 1U << 0;
 constexpr std::uint64_t kParity = 1U << 2;
@@ -209,6 +210,14 @@ class Emulation {
                 if (!load(left, size, dst) || !load(in_.src, size, src)) return false;
                 return finish(multiply(dst, src, size), kCarry | kOverflow);
             }
+            case Op::mul: {
+                if (!load(in_.src, size, src)) return false;
+                const auto product = static_cast<UInt128>(before_.rax & mask_of(size)) * src;
+                const auto high = static_cast<std::uint64_t>(product >> (8 * size)) & mask_of(size);
+                set_flags(high != 0 ? kCarry | kOverflow : 0, kCarry | kOverflow);
+                return store(accumulator(0), size, static_cast<std::uint64_t>(product)) &&
+                       store(accumulator(2), size, high);
+            }
             case Op::cmov:
                 if (!load(in_.dst, size, dst) || !load(in_.src, size, src)) return false;
                 return store(in_.dst, size, condition_holds(in_.condition, before_.eflags) ? src : dst);
@@ -368,6 +377,10 @@ class Emulation {
 };
 
 }  // namespace
+
+std::uint64_t register_of(const user_regs_struct& regs, std::uint8_t number) {
+    return regs.*kRegisters[number & 15];
+}
 
 bool emulate(const Instruction& instruction, base::Address at, user_regs_struct& regs,
              OperandMemory& memory) {

@@ -309,6 +309,7 @@ class Decoder {
                 if (in.src.kind == Operand::Kind::imm && in.src.value == 1) return kAdjust;
                 return kAdjust | kOverflow | (in.size_bytes < 4 ? kCarry : 0);
             case Op::imul:
+            case Op::mul:
                 return kAdjust | kParity | kZero | kSign;
             default:
                 return 0;
@@ -338,6 +339,8 @@ bool Instruction::writes_register(std::uint8_t number) const {
             return number == kRsp || number == dst.reg;
         case Op::leave:
             return number == kRsp || number == 5;
+        case Op::mul:
+            return number == 0 || number == 2;
         case Op::sign_extend_acc:
             return number == 0;
         case Op::sign_extend_pair:

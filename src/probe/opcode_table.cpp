@@ -56,6 +56,7 @@ constexpr OpcodeRow kRows[] = {
     {0, 0xF7, 0xF7, 0, Op::test, Form::rm_imm},
     {0, 0xF7, 0xF7, 2, Op::not_, Form::rm},
     {0, 0xF7, 0xF7, 3, Op::neg, Form::rm},
+    {0, 0xF7, 0xF7, 4, Op::mul, Form::src_rm},
     {0, 0xFE, 0xFE, 0, Op::inc, Form::rm, Width::byte},
     {0, 0xFE, 0xFE, 1, Op::dec, Form::rm, Width::byte},
     {0, 0xFF, 0xFF, 0, Op::inc, Form::rm},

@@ -47,6 +47,7 @@ enum class Op : std::uint8_t {
     shr,
     sar,
     imul,
+    mul,  ///< rax times the operand, to rdx:rax
     cmov,
     setcc,
     jmp,
@@ -114,6 +115,9 @@ class OperandMemory {
 /// the fault that the program would have seen.
 [[nodiscard]] bool emulate(const Instruction& instruction, base::Address at, user_regs_struct& regs,
                            OperandMemory& memory);
+
+/// By its hardware number, see Operand.
+[[nodiscard]] std::uint64_t register_of(const user_regs_struct& regs, std::uint8_t number);
 
 /// Where in a function's entry sequence a breakpoint goes.
 struct ProbePoint {
