@@ -50,6 +50,7 @@ Tracer::Tracer(pid_t pid, PatchTable& table, TracerClient& client)
     : pid_(pid),
       table_(table),
       client_(client),
+      clock_(pid),
       cpus_(static_cast<std::size_t>(std::max(1L, sysconf(_SC_NPROCESSORS_CONF)))) {
     threads_.reserve(256);
     breakpoints_.reserve(1024);
@@ -75,6 +76,7 @@ void Tracer::attach() {
     if (!memory_.is_open()) throw_not_permitted(pid_, errno);
     attached_ = true;
     seize_all();
+    clock_.follow();
 }
 
 /// A thread that is seized traces what it clones, so one pass over /proc that finds nothing new ends it.
@@ -176,6 +178,7 @@ void Tracer::handle(pid_t tid, int status) {
                 for (auto& [address, breakpoint] : breakpoints_) breakpoint.uses = 0;
                 undo_all_patches(table_, -1, true);
                 redirects_.clear();
+                clock_.forget();
                 client_.on_exec();
                 keep_running_ = false;
             }

@@ -10,7 +10,6 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
-#include <ctime>
 #include <iterator>
 
 #include "memattach/probe/tracer.h"
@@ -142,12 +141,8 @@ std::optional<pid_t> Tracer::interrupt_running(std::mt19937_64& random) {
     return std::nullopt;
 }
 
-std::uint64_t Tracer::own_time_ns() const {
-    timespec time{};
-    // The clock of another process: include/linux/posix-timers.h make_process_cpuclock(), CPUCLOCK_SCHED.
-    const auto clock = static_cast<clockid_t>((~static_cast<unsigned>(pid_) << 3) | 2U);
-    if (clock_gettime(clock, &time) != 0) return 0;
-    return static_cast<std::uint64_t>(time.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(time.tv_nsec);
+std::uint64_t Tracer::exact_own_time_ns() const {
+    return threads_.size() <= TargetClock::kMostThreads ? clock_.read_ns() : clock_.read_late_ns();
 }
 
 std::optional<std::uint64_t> Tracer::peek(pid_t tid, std::uint64_t address) {

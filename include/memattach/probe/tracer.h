@@ -38,6 +38,7 @@
 #include "memattach/probe/cpu_occupants.h"
 #include "memattach/probe/emulate.h"
 #include "memattach/probe/patches.h"
+#include "memattach/probe/target_clock.h"
 
 namespace memattach::probe {
 
@@ -128,8 +129,10 @@ class Tracer {
     [[nodiscard]] pid_t pid() const { return pid_; }
     /// So many threads of the target can run at a time.
     [[nodiscard]] std::size_t parallel() const { return std::min(threads_.size(), cpus_); }
-    /// The processor time that all threads of the target have used, in the kernel's precise accounting.
-    [[nodiscard]] std::uint64_t own_time_ns() const;
+    /// The processor time that all threads of the target have used, as TargetClock::read_late_ns() and
+    /// read_ns() have it.
+    [[nodiscard]] std::uint64_t own_time_ns() const { return clock_.read_late_ns(); }
+    [[nodiscard]] std::uint64_t exact_own_time_ns() const;
     [[nodiscard]] const StopStats& stats() const { return stats_; }
     /// What this process has used of its processor, which is that of the thread that it serves, besides
     /// stops: waking up at some time, arming, disarming. Since it was last asked, ns.
@@ -214,6 +217,7 @@ class Tracer {
     std::set<pid_t> released_;  ///< orphans that were adopted before their parent reported them
     pid_t held_leader_ = 0;
     std::uint64_t held_since_ns_ = 0;
+    TargetClock clock_;
     StopStats stats_;
     std::uint64_t latency_ns_ = 0;
     base::UniqueFd thread_time_;  ///< the schedstat of the thread that was asked for its time last
