@@ -76,6 +76,8 @@ Changed count_changes(const BlockContent& before, const BlockContent& now, std::
 
 /// pymalloc's, and what glibc's caches keep by the thread: these are reused at once, and content tells.
 constexpr std::uint64_t kSmall = 512;
+/// Of numbers, mostly.
+constexpr std::uint64_t kLarge = 96 << 10;
 
 Sight compare_untyped(const BlockContent& before, const BlockContent& now, std::uint64_t size_bytes) {
     constexpr std::uint32_t kFew = 4;
@@ -83,6 +85,7 @@ Sight compare_untyped(const BlockContent& before, const BlockContent& now, std::
     bool other = false;
     if (size_bytes > kSmall) {
         other = c.pointers >= kFew && c.pointers_changed == c.pointers;
+        if (size_bytes > kLarge && c.pointers < kFew) other = c.set >= kFew && 4 * c.changed >= 3 * c.set;
     } else if (c.pointers >= 2) {
         other = 2 * c.pointers_changed > c.pointers;
     } else {

@@ -21,7 +21,9 @@
 ///    this one is in use (bit 0), except for chunks in a thread's cache: these hold a mangled link (2.32+)
 ///    and a random key (2.34+) in the first two words (malloc/malloc.c, "tcache_put").
 ///  - Other blocks, tables of pointers mostly, are taken for another one's when most of their pointers have
-///    changed at once.
+///    changed at once. Numbers may be computed anew in the same place; of a large block of numbers most of
+///    which have changed it is more often true that it is another one's, which a loop's next round has put
+///    there.
 #pragma once
 
 #include <array>

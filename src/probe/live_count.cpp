@@ -24,6 +24,7 @@ constexpr std::uint64_t kWindow = 1;
 constexpr std::size_t kPickedObjects = 2000, kLeastOfSize = 32, kPickedChunks = 40;
 /// Blocks of a size that the threads' caches hold, by and large.
 constexpr double kCached = 4;
+constexpr std::uint64_t kLargestCached = 1040;
 
 }  // namespace
 
@@ -34,7 +35,7 @@ LiveCount::LiveCount(int pid, const process::Memory& memory, const python::Runti
       objects_(sites.object_name == "pymalloc"),
       chunks_(sites.malloc_name == "glibc" && !sites.object_name.starts_with("malloc")),
       pools_(pid, memory),
-      heaps_(memory),
+      heaps_(memory, pid),
       watch_(memory, runtime, sites, kGrowth) {}
 
 LiveCount::~LiveCount() = default;
@@ -202,7 +203,8 @@ std::optional<LiveBlocks> LiveCount::count_again() {
         out.blocks[i] = std::max(0.0, now.blocks[i] - old * (1 - share));
         out.bytes[i] = std::max(0.0, now.bytes[i] - first_.bytes[i] * (1 - share));
         out.variance[i] = old * old * likely * (1 - likely) / (picked_[i] + 2);
-        if (i >= LiveBlocks::kObjectClasses) out.variance[i] += kCached * kCached;
+        if (i >= LiveBlocks::kObjectClasses && i <= LiveBlocks::chunk_class(kLargestCached))
+            out.variance[i] += kCached * kCached;
     }
     return out;
 }

@@ -93,11 +93,10 @@ struct Unseen {
 struct LiveBlocks {
     /// Python's small objects: 1 to 16 bytes, 17 to 32, … up to 512. Behind them glibc's chunks, four classes
     /// for each power of two.
-    static constexpr std::size_t kObjectClasses = 32, kChunkClasses = 48;
+    static constexpr std::size_t kObjectClasses = 32, kChunkClasses = 140;
     static constexpr std::size_t kClasses = kObjectClasses + kChunkClasses;
     static constexpr std::uint64_t kLargestObject = 512;
-    /// Larger ones are mapped one by one, or may be.
-    static constexpr std::uint64_t kLargestChunk = 96 << 10;
+    static constexpr std::uint64_t kLargestChunk = (std::uint64_t{1} << 40) - 16;
 
     std::uint64_t time_ns = 0;
     std::int32_t pid = 0;
