@@ -51,6 +51,8 @@ void AllocProbe::start(Tracer& tracer) {
     }
     const std::uint64_t now_ns = base::monotonic_ns();
     thread_states_.refresh(now_ns);
+    find_large();
+    policy.has_large = large_.has_value();
     schedule_.emplace(policy, moment(now_ns));
     at_start_ = process::read_stat(pid_);
     keep_user_share(moment(now_ns));
@@ -60,7 +62,7 @@ void AllocProbe::start(Tracer& tracer) {
 void AllocProbe::finish() {
     if (!schedule_) return;
     for (const auto kind : kKinds) set_armed(kind, Armed::nothing);
-    schedule_->finish(moment(base::monotonic_ns()));
+    schedule_->finish(moment(base::monotonic_ns(), schedule_->is_timing()));
     send_windows();
     publish_figures();
     notify(base::monotonic_ns(), true);
@@ -145,6 +147,10 @@ void AllocProbe::on_hit(pid_t tid, std::uint64_t address, std::uint64_t tag, con
 }
 
 void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& regs) {
+    if (sites_[index].site.group == trace::AllocKind::large) {
+        on_large(tid, regs);
+        return;
+    }
     const PlannedSite& planned = sites_[index];
     const Site& site = planned.site;
     const std::uint64_t slot = regs.rsp + planned.point.return_slot_bytes;
@@ -177,7 +183,8 @@ void AllocProbe::on_entry(pid_t tid, std::size_t index, const user_regs_struct& 
     const auto asked = requested_bytes(site, regs);
     if (!asked) return;
     if (maps_a_file(site, regs)) return;
-    const bool elsewhere = site.limit_bytes != 0 && *asked > site.limit_bytes;
+    const bool elsewhere =
+        (site.limit_bytes != 0 && *asked > site.limit_bytes) || is_larges(site, *asked, regs);
     const std::uint64_t size = own_bytes(site, *asked);
     Call call;
     if (site.kind == SiteKind::reallocate || site.kind == SiteKind::reallocate_mapping) {
@@ -304,12 +311,13 @@ void AllocProbe::end_call(pid_t tid, Call& call, const user_regs_struct& regs) {
     if (block >= kFirstErrorResult) block = 0;
     const bool succeeded = block != 0 || (site.kind == SiteKind::reallocate && call.event.size_bytes == 0);
     if (succeeded && call.old != 0) release(tid, call.old, 0);
+    if (call.in_tail && block != 0) tail_block_ends(site.group, tid, block);
     if (!call.kept || block == 0) return;
     call.event.address = block;
     (site.group == trace::AllocKind::mmap ? live_mappings_[block] : live_[block]) = call.event.size_bytes;
     shared_.figures.samples.fetch_add(1, std::memory_order_relaxed);
     send(call.event, call.frames);
-    if (call.event.window == 0 || site.group == trace::AllocKind::mmap) return;
+    if (call.event.window == 0 || !has_tail(site.group)) return;
     Tail& tail = tail_of(site.group);
     if (tail.window != call.event.window) tail = {call.event.window, {}, 0, 0};
     tail.blocks[block] = call.event.time_ns;
@@ -433,6 +441,7 @@ void AllocProbe::publish_figures() {
     out.overhead.store(figures.overhead, std::memory_order_relaxed);
     out.coverage_malloc.store(figures.malloc.coverage, std::memory_order_relaxed);
     out.coverage_object.store(figures.object.coverage, std::memory_order_relaxed);
+    out.coverage_large.store(figures.coverage_large, std::memory_order_relaxed);
 }
 
 }  // namespace memattach::probe

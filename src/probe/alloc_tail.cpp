@@ -9,7 +9,7 @@ namespace {
 /// Older blocks of a window will live on for a while.
 constexpr std::uint64_t kYoungNs = 10'000'000;
 constexpr std::uint64_t kTailNs = 10'000'000;
-constexpr std::uint32_t kMostHits = 24;
+constexpr std::uint32_t kMostHits = 24, kMostLargeHits = 8;
 constexpr std::size_t kMostContents = 64;
 
 }  // namespace
@@ -21,17 +21,20 @@ void AllocProbe::begin_tail(trace::AllocKind kind, std::uint64_t now_ns) {
         return live_.count(block.first) == 0 || block.second + kYoungNs < now_ns;
     });
     tail.until_ns = tail.blocks.empty() ? 0 : now_ns + kTailNs;
-    tail.hits_left = kMostHits;
+    tail.hits_left = kind == trace::AllocKind::large ? kMostLargeHits : kMostHits;
 }
 
 void AllocProbe::on_tail_hit(const Site& site, pid_t tid, const user_regs_struct& regs) {
-    if (site.group == trace::AllocKind::mmap || site.args.old == Argument::none) return;
-    Tail& tail = tail_of(site.group);
+    if (!has_tail(site.group) || site.args.old == Argument::none) return;
+    tail_block_ends(site.group, tid, argument(site.args.old, regs));
+}
+
+void AllocProbe::tail_block_ends(trace::AllocKind kind, pid_t tid, std::uint64_t block) {
+    Tail& tail = tail_of(kind);
     if (!tail.is_watched()) return;
-    const std::uint64_t block = argument(site.args.old, regs);
     if (tail.blocks.erase(block) != 0) release(tid, block, 0);
     if (tail.hits_left > 0) --tail.hits_left;
-    if (tail.blocks.empty() || tail.hits_left == 0) end_tail(site.group);
+    if (tail.blocks.empty() || tail.hits_left == 0) end_tail(kind);
 }
 
 /// What is left is known to live now, and its content to be its own.
@@ -63,7 +66,7 @@ void AllocProbe::end_tail(trace::AllocKind kind) {
 }
 
 void AllocProbe::end_tails(std::uint64_t now_ns) {
-    for (const auto kind : {trace::AllocKind::malloc, trace::AllocKind::object}) {
+    for (const auto kind : kKinds) {
         if (tail_of(kind).is_watched() && now_ns >= tail_of(kind).until_ns) end_tail(kind);
     }
 }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <string_view>
+#include <utility>
 
 #include "memattach/base/clock.h"
 #include "memattach/base/error.h"
@@ -17,6 +18,9 @@ namespace memattach::probe {
 namespace {
 
 constexpr std::uint64_t kDrainEveryNs = 50'000'000;
+/// So many windows share their spans, or those of so long.
+constexpr std::size_t kBatch = 24;
+constexpr std::uint64_t kBatchNs = 1'000'000'000;
 
 std::uint64_t window_key(std::uint64_t window, trace::AllocKind kind) {
     return window * 4 + static_cast<std::uint64_t>(kind);
@@ -49,6 +53,9 @@ void AllocTracer::drain() {
     TraceEvent event;
     while (process_->shared().ring.read(event, frames_)) take(event, frames_);
     while (process_->shadow().ring.read(event, frames_)) take(event, frames_);
+    const std::uint64_t now_ns = base::monotonic_ns();
+    for (Batch& batch : batches_)
+        if (!batch.windows.empty() && (now_ns >= batch.due_ns || ending_)) even_out(batch);
     deliver(false);
     if (ending_) {
         look_last();
@@ -141,28 +148,6 @@ void AllocTracer::take_alloc(const TraceEvent& event, std::vector<python::RawFra
     watch_->add(alloc);
 }
 
-/// How long a window's span is depends on what the windows before it have cost, and may be ten times as long
-/// as the next one's: samples of the one would stand for ten times as much, and figures would hang on a few
-/// of them. What the program does in a window doesn't know of that, so that windows of about one length share
-/// the spans of the last ones between them. (Its length may well have to do with what the program does: a
-/// window that was cut short stands for a span of its own.)
-void AllocTracer::even_out(trace::Window& window) {
-    constexpr std::size_t kLast = 24;
-    constexpr double kAlike = 1.5;
-    std::deque<Length>& lengths = lengths_.at(static_cast<std::size_t>(window.kind));
-    const Length present{static_cast<double>(window.own_ns), static_cast<double>(window.span_own_ns)};
-    lengths.push_back(present);
-    if (lengths.size() > kLast) lengths.pop_front();
-    Length sum{0, 0};
-    for (const Length& length : lengths) {
-        if (length.own_ns > kAlike * present.own_ns || kAlike * length.own_ns < present.own_ns) continue;
-        sum.own_ns += length.own_ns;
-        sum.span_ns += length.span_ns;
-    }
-    if (sum.own_ns > 0)
-        window.span_own_ns = static_cast<std::uint64_t>(sum.span_ns / sum.own_ns * present.own_ns);
-}
-
 void AllocTracer::take_window(const TraceEvent& event) {
     trace::Window window;
     window.id = event.window;
@@ -173,19 +158,57 @@ void AllocTracer::take_window(const TraceEvent& event) {
     window.own_ns = event.own_ns;
     window.span_own_ns = event.span_own_ns;
     window.own_spread = event.own_spread;
-    if (window.id != 0) even_out(window);
-    const double fraction =
-        window.span_own_ns == 0
-            ? 1
-            : std::min(1.0, static_cast<double>(window.own_ns) / static_cast<double>(window.span_own_ns));
-    window_fraction_[window_key(window.id, window.kind)] = fraction;
-    // Mappings are armed with the malloc group and share its windows.
-    if (window.kind == trace::AllocKind::malloc) {
-        window_fraction_[window_key(window.id, trace::AllocKind::mmap)] = fraction;
-    }
-    pending_.emplace_back(window);
     if (window.id != 0 || !finished_)
         watch_->window_over(window.kind, window.id, window.end_ns, base::monotonic_ns());
+    if (window.id == 0) {
+        pending_.emplace_back(window);
+        return;
+    }
+    Batch& batch = batches_.at(static_cast<std::size_t>(window.kind));
+    if (batch.windows.empty()) batch.due_ns = base::monotonic_ns() + kBatchNs;
+    batch.windows.push_back(window);
+    if (batch.windows.size() >= kBatch) even_out(batch);
+}
+
+/// How long a window's span is depends on what the windows before it have cost, and may be ten times as long
+/// as the next one's: samples of the one would stand for ten times as much, and figures would hang on a few
+/// of them. What the program does in a window doesn't know of that, so that windows of about one length that
+/// came one after the other share their spans between them, all of them and no more. (A window's length may
+/// well have to do with what the program does: one that was cut short stands for a span of its own.)
+void AllocTracer::even_out(Batch& batch) {
+    constexpr double kAlike = 1.5;
+    std::vector<trace::Window> windows = std::exchange(batch.windows, {});
+    std::sort(windows.begin(), windows.end(),
+              [](const trace::Window& a, const trace::Window& b) { return a.own_ns < b.own_ns; });
+    for (auto first = windows.begin(); first != windows.end();) {
+        const auto last = std::find_if(first, windows.end(), [&](const trace::Window& window) {
+            return static_cast<double>(window.own_ns) > kAlike * static_cast<double>(first->own_ns);
+        });
+        double own_ns = 0;
+        double span_ns = 0;
+        for (auto window = first; window != last; ++window) {
+            own_ns += static_cast<double>(window->own_ns);
+            span_ns += static_cast<double>(window->span_own_ns);
+        }
+        for (; first != last; ++first) {
+            if (own_ns > 0)
+                first->span_own_ns =
+                    static_cast<std::uint64_t>(span_ns / own_ns * static_cast<double>(first->own_ns));
+        }
+    }
+    std::sort(windows.begin(), windows.end(),
+              [](const trace::Window& a, const trace::Window& b) { return a.end_ns < b.end_ns; });
+    for (const trace::Window& window : windows) {
+        const double fraction =
+            window.span_own_ns == 0
+                ? 1
+                : std::min(1.0, static_cast<double>(window.own_ns) / static_cast<double>(window.span_own_ns));
+        window_fraction_[window_key(window.id, window.kind)] = fraction;
+        // Mappings are armed with the malloc group and share its windows.
+        if (window.kind == trace::AllocKind::malloc)
+            window_fraction_[window_key(window.id, trace::AllocKind::mmap)] = fraction;
+        pending_.emplace_back(window);
+    }
 }
 
 /// Hands on what is complete, in order. `all`: what still waits for its window at the end is dropped: its
@@ -251,6 +274,7 @@ void AllocTracer::finish() {
     process_->stop();
     drain();
     look_last();
+    for (Batch& batch : batches_) even_out(batch);
     deliver(true);
     const PatchTable& patches = process_->shared().patches;
     std::vector<std::uint64_t> pages;
@@ -275,6 +299,8 @@ AllocTracerStats AllocTracer::stats() const {
     out.overhead_pct = 100 * figures.overhead.load();
     out.coverage_malloc = figures.coverage_malloc.load();
     out.coverage_object = figures.coverage_object.load();
+    out.coverage_large = figures.coverage_large.load();
+    out.large_from_bytes = figures.large_from_bytes.load();
     out.text_verified = text_verified_;
     out.watch = watch_->figures();
     out.has_objects = !sites_.object_name.empty();
@@ -286,23 +312,25 @@ AllocTracerStats AllocTracer::stats() const {
         out.notes.push_back(fmt::format(
             "the tracing process was killed; {} places in the target were repaired", process_->repaired()));
     }
+    constexpr double kNearlyAll = 0.9;
+    const bool has_large = out.large_from_bytes != 0 && out.coverage_large > kNearlyAll;
+    const std::string rare = has_large ? fmt::format("rare blocks below {} KB", out.large_from_bytes / 1000)
+                                       : std::string("rare large blocks");
     if (2 * figures.malloc_dense.load() > figures.malloc_windows.load()) {
-        out.notes.emplace_back(
-            "it allocates faster than breakpoints can follow: bytes are rough, and rare large blocks may "
-            "have "
-            "been missed");
+        out.notes.push_back(fmt::format(
+            "it allocates faster than breakpoints can follow: bytes are rough, and {} may have been missed",
+            rare));
     } else if (2 * figures.object_dense.load() > figures.object_windows.load()) {
         out.notes.emplace_back(
             "small objects come faster than breakpoints can follow: their bytes are rough, those of larger "
-            "blocks "
-            "are not");
+            "blocks are not");
     }
     constexpr double kFew = 0.1;
     if (figures.malloc_windows.load() > 0 && out.coverage_malloc < kFew) {
-        out.notes.emplace_back(
-            "malloc went by windows: lines that allocate seldom, a few large blocks among many small ones, "
-            "may have "
-            "been missed");
+        out.notes.push_back(fmt::format(
+            "malloc went by windows: lines that allocate seldom, {} among many small ones, may have been "
+            "missed",
+            has_large ? rare : "a few large blocks"));
     }
     // What a handful of windows didn't meet has no part in how far they differ either.
     constexpr std::uint64_t kFewWindows = 30;

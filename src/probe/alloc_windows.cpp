@@ -24,8 +24,8 @@ trace::AllocKind other_of(trace::AllocKind kind) {
 
 }  // namespace
 
-Moment AllocProbe::moment(std::uint64_t now_ns) const {
-    return {now_ns, tracer_->own_time_ns()};
+Moment AllocProbe::moment(std::uint64_t now_ns, bool exact) const {
+    return {now_ns, exact ? tracer_->exact_own_time_ns() : tracer_->own_time_ns()};
 }
 
 void AllocProbe::apply_plan(std::uint64_t now_ns) {
@@ -33,17 +33,16 @@ void AllocProbe::apply_plan(std::uint64_t now_ns) {
     schedule_->allow_copies(shadow_.is_available(),
                             schedule_->wants_copies() && !shadow_of_ && shadow_.is_ready());
     const Plan before = plan_;
-    plan_ = schedule_->step(moment(now_ns));
+    plan_ = schedule_->step(moment(now_ns, schedule_->is_timing()));
     for (const auto kind : kKinds) {
         const GroupPlan& plan = plan_.of(kind);
-        if (kind != trace::AllocKind::mmap && before.of(kind).window != 0 &&
-            plan.window != before.of(kind).window)
+        if (has_tail(kind) && before.of(kind).window != 0 && plan.window != before.of(kind).window)
             begin_tail(kind, now_ns);
-        const bool in_tail = kind != trace::AllocKind::mmap && tail_of(kind).is_watched();
+        const bool in_tail = has_tail(kind) && tail_of(kind).is_watched();
         set_armed(kind, plan.armed ? Armed::all : in_tail ? Armed::ends : Armed::nothing);
-        if (plan.copy && kind != trace::AllocKind::mmap) ask_for_copy(kind);
+        if (plan.copy && has_tail(kind)) ask_for_copy(kind);
         if (plan.window == 0 || plan.window == before.of(kind).window) continue;
-        schedule_->group(kind).armed(moment(base::monotonic_ns()));
+        schedule_->group(kind).armed(moment(base::monotonic_ns(), true));
     }
     send_windows();
 }
@@ -89,12 +88,14 @@ void AllocProbe::on_interrupted(pid_t tid, const user_regs_struct& regs, bool at
     } else {
         // A state that is there does for the other group too, if that waits for one.
         std::array<ShadowWindow, 2> windows{group.copy()};
+        const std::uint64_t limit_bytes = schedule_->has_large() ? large_->limit_bytes() : 0;
         GroupSchedule& other = schedule_->group(other_of(*shadow_of_));
         shadow_of_both_ = other.wants_copy();
         if (shadow_of_both_) {
             other.copy_asked(now);
             windows[1] = other.copy();
         }
+        for (ShadowWindow& window : windows) window.limit_bytes = limit_bytes;
         shadow_.submit(std::span(windows).first(shadow_of_both_ ? 2 : 1), tid, regs, tracer_->cpu());
     }
     apply_plan(base::monotonic_ns());
@@ -112,7 +113,7 @@ bool AllocProbe::is_inside_site(std::uint64_t pc) const {
 bool AllocProbe::in_window(trace::AllocKind kind) {
     GroupSchedule& group = schedule_->group(kind);
     if (group.surely_counts(tracer_->stop_start_ns())) return true;
-    const Moment now = moment(tracer_->stop_start_ns());
+    const Moment now = moment(tracer_->stop_start_ns(), group.is_timing());
     switch (group.arrive(now, tracer_->parallel())) {
         case Arrival::counts:
             return true;
@@ -129,8 +130,9 @@ bool AllocProbe::in_window(trace::AllocKind kind) {
 void AllocProbe::set_armed(trace::AllocKind kind, Armed armed) {
     Armed& present = armed_[static_cast<std::size_t>(kind)];
     if (present == armed) return;
-    const auto wants = [](Armed level, bool ends_blocks) {
-        return level == Armed::all || (level == Armed::ends && ends_blocks);
+    const auto wants = [&](Armed level, bool ends_blocks) {
+        return level == Armed::all ||
+               (level == Armed::ends && (ends_blocks || kind == trace::AllocKind::large));
     };
     const Armed before = std::exchange(present, armed);
     // What stands there now is read for all of them at once.

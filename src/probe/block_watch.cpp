@@ -52,9 +52,8 @@ BlockWatch::BlockWatch(const process::Memory& memory, const python::Runtime& run
 BlockWatch::~BlockWatch() = default;
 
 bool BlockWatch::has_chunks(const Block& block) const {
-    return block.kind == trace::AllocKind::malloc
-               ? glibc_
-               : block.kind == trace::AllocKind::object && objects_in_glibc_;
+    if (block.kind == trace::AllocKind::malloc || block.kind == trace::AllocKind::large) return glibc_;
+    return block.kind == trace::AllocKind::object && objects_in_glibc_;
 }
 
 void BlockWatch::add(const trace::Alloc& alloc) {
@@ -71,8 +70,11 @@ void BlockWatch::add(const trace::Alloc& alloc) {
     block.pid = alloc.pid;
     block.kind = alloc.kind;
     block.serial = ++serials_;
-    blocks_.insert_or_assign(alloc.address, block);
-    if (alloc.window != 0) open_[key_of(alloc.kind, alloc.window)].push_back(alloc.address);
+    const auto added = blocks_.insert_or_assign(alloc.address, block).first;
+    if (alloc.kind == trace::AllocKind::large) {
+        start(alloc.address, added->second, base::monotonic_ns());  // their frees aren't watched for
+    } else if (alloc.window != 0)
+        open_[key_of(alloc.kind, alloc.window)].push_back(alloc.address);
     if (blocks_.size() > kMostBlocks) thin();
 }
 

@@ -98,6 +98,7 @@ GroupSchedule::GroupSchedule(Policy policy, const StopClock& clock, double budge
       clock_(clock),
       random_(policy_.seed),
       budget_(budget),
+      always_budget_(budget),
       always_(policy_.may_be_always),
       always_wall_ns_(start.wall_ns),
       copy_ns_(kShortestCopyNs) {
@@ -302,12 +303,25 @@ void GroupSchedule::end_by_clock(Moment now, double clocked, bool cut) {
     window.span_ns = span_ns_ + std::exchange(carried_ns_, 0);
     record(window, length);
     if (policy_.may_be_always && hits_.count >= kRateMemory &&
-        std::max(hits_.value, long_density()) * clock_.stop_cost_ns() < kReturnShare * budget_) {
-        always_ = true;
-        always_start_ = reviewed_own_ = clock_.own_ns(now);
-        always_hits_ = always_bytes_ = reviewed_hits_ = reviewed_bytes_ = 0;
-        reviewed_spent_ = spent_ns_;
-        always_wall_ns_ = now.wall_ns;
+        std::max(hits_.value, long_density()) * clock_.stop_cost_ns() < kReturnShare * always_budget_) {
+        begin_always(now);
+    }
+}
+
+void GroupSchedule::begin_always(Moment now) {
+    always_ = true;
+    always_start_ = reviewed_own_ = clock_.own_ns(now);
+    always_hits_ = always_bytes_ = reviewed_hits_ = reviewed_bytes_ = 0;
+    reviewed_spent_ = spent_ns_;
+    always_wall_ns_ = now.wall_ns;
+}
+
+void GroupSchedule::resume(Moment now) {
+    carried_ns_ = 0;
+    if (policy_.may_be_always) {
+        begin_always(now);
+    } else {
+        plan_span(clock_.own_ns(now));
     }
 }
 
@@ -318,6 +332,7 @@ void GroupSchedule::learn_density(double hits, double bytes, double own_ns) {
     hits_.add(hits / own_ns, kRateMemory);
     bytes_.add(bytes / own_ns, kRateMemory);
     long_hits_.add(hits, kLongMemory);
+    long_bytes_.add(bytes, kLongMemory);
     long_own_.add(own_ns, kLongMemory);
 }
 
@@ -365,6 +380,9 @@ void GroupSchedule::review_always(Moment now) {
         const double span = std::max(length, 1.0);
         hits_.add((always_hits_ - reviewed_hits_) / span, kRateMemory);
         bytes_.add((always_bytes_ - reviewed_bytes_) / span, kRateMemory);
+        long_hits_.add(always_hits_ - reviewed_hits_, kLongMemory);
+        long_bytes_.add(always_bytes_ - reviewed_bytes_, kLongMemory);
+        long_own_.add(span, kLongMemory);
         reviewed_own_ = own_now;
         reviewed_spent_ = spent_ns_;
         reviewed_hits_ = always_hits_;
@@ -378,6 +396,7 @@ void GroupSchedule::review_always(Moment now) {
     // What made it go is the best guess of what the next windows meet.
     if (over) hits_ = {kBurstNs / clock_.stop_cost_ns() / std::max(length, 1.0), 1};
     window_ns_ = 0;
+    long_hits_ = long_bytes_ = long_own_ = {};  // windows may see less: another group sees to a part of it
     plan_span(own_now);
 }
 
@@ -428,11 +447,12 @@ GroupPlan GroupSchedule::step(Moment now) {
 
 double GroupSchedule::sampling_bytes() const {
     const double mean = hits_.value > 0 ? std::max(bytes_.value / hits_.value, 1.0) : 64;
-    if (!always_) return std::clamp(mean, 1.0, policy_.threshold_bytes);
+    const double least = policy_.keep_most ? mean / 8 : mean;
+    if (!always_) return std::clamp(least, 1.0, policy_.threshold_bytes);
     const double base = hits_.value * clock_.stop_cost_ns();
     const double rest = std::max(kAlwaysShare * budget_ - base, 0.1 * budget_);
     return std::clamp(bytes_.value * StopClock::kSampleExtraNs / (0.5 * rest),
-                      std::min(mean, policy_.threshold_bytes), policy_.threshold_bytes);
+                      std::min(least, policy_.threshold_bytes), policy_.threshold_bytes);
 }
 
 void GroupSchedule::finish(Moment now) {

@@ -73,6 +73,7 @@ std::uint64_t own_bytes(const Site& site, std::uint64_t requested) {
 bool from_inside(const SiteMap& map, const Site& site, std::uint64_t return_address) {
     switch (site.group) {
         case trace::AllocKind::malloc:
+        case trace::AllocKind::large:
             return contains(map.inside_malloc, return_address);
         case trace::AllocKind::mmap:
             return contains(map.inside_mmap, return_address);

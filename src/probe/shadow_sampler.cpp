@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "memattach/base/clock.h"
+#include "memattach/probe/large_entry.h"
 
 namespace memattach::probe {
 namespace {
@@ -206,6 +207,7 @@ void ShadowSampler::on_site(ShadowSpace& space, std::size_t index, const user_re
         std::max(argument(site.args.size, regs), argument(site.args.count, regs)) > counters_.big_bytes;
     if (!asked || (!drawn && !big) || maps_a_file(site, regs)) return;
     if (site.limit_bytes != 0 && *asked > site.limit_bytes) return;
+    if (window_.limit_bytes != 0 && *asked > window_.limit_bytes && comes_by_large(site, regs)) return;
     if (*asked == 0 && site.kind != SiteKind::allocate) return;
     begin(space, planned, big ? 1 : 1 / every_, regs);
 }

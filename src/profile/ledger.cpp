@@ -102,7 +102,7 @@ void Ledger::add(const trace::Alloc& alloc, CellId cell) {
         block.weight = std::ldexp(block.weight, static_cast<int>(thinned_));
         block.kept = std::ldexp(block.kept, -static_cast<int>(thinned_));
     }
-    if (alloc.window != 0) {
+    if (block.is_estimated()) {
         any_windowed_ = true;
     } else {
         change(account, block.weight, 0, block.variance());
@@ -125,7 +125,7 @@ void Ledger::end_block(const Block& block, bool seen, double part, double end_ns
     const double s = 1e-9;
     const double v = age * s;
     const double u = (end * end - birth * birth) * s * s / 2;
-    if (block.window == 0) {
+    if (!block.is_estimated()) {
         change(account, -weight, 0, -block.variance());
         const double variance = weight * weight * (1 - block.kept);
         account.dead_v += weight * v;
@@ -228,7 +228,7 @@ void Ledger::thin() {
             block.weight *= 2;
             block.kept /= 2;
         }
-        if (block.window == 0) {
+        if (!block.is_estimated()) {
             change(accounts_[block.account], keep ? weight : -weight, 0,
                    keep ? block.variance() - variance : -variance);
         }

@@ -70,14 +70,19 @@ double Ledger::Counted::slope(std::size_t size_class, double now_ns) const {
 }
 
 std::optional<std::uint32_t> Ledger::counted_class(const Block& block) const {
-    if (block.window == 0 || block.size == 0) return std::nullopt;
+    return block.is_estimated() ? class_of(block) : std::nullopt;
+}
+
+std::optional<std::uint32_t> Ledger::class_of(const Block& block) const {
+    if (block.size == 0) return std::nullopt;
     const auto found = counted_.find(accounts_[block.account].pid);
     if (found == counted_.end()) return std::nullopt;
     const trace::LiveBlocks& counted = found->second.counted;
     if (block.kind == trace::AllocKind::object && counted.objects &&
         block.size <= trace::LiveBlocks::kLargestObject)
         return trace::LiveBlocks::object_class(block.size);
-    if (block.kind != trace::AllocKind::malloc || !counted.chunks) return std::nullopt;
+    const bool is_chunk = block.kind == trace::AllocKind::malloc || block.kind == trace::AllocKind::large;
+    if (!is_chunk || !counted.chunks) return std::nullopt;
     const std::uint64_t chunk = trace::LiveBlocks::chunk_of(block.size);
     if (chunk > trace::LiveBlocks::kLargestChunk) return std::nullopt;
     return trace::LiveBlocks::chunk_class(chunk);
@@ -105,6 +110,15 @@ void Ledger::CountedParts::add(const Block& block, std::uint32_t size_class, dou
     part.growth.add(block.weight * slope, block.kept, block.kind, block.window);
     if (block.unseen) part.unconfirmed += block.weight;
     part.lives = true;
+}
+
+/// One whose end would have been seen: it is among those that were counted, and nobody else's.
+void Ledger::CountedParts::add_known(const Block& block) {
+    const auto size_class = ledger_.class_of(block);
+    if (!size_class) return;
+    Seen& seen = seen_[{ledger_.accounts_[block.account].pid, *size_class}];
+    seen.blocks += block.weight / static_cast<double>(block.size);
+    seen.bytes += block.weight;
 }
 
 /// At any moment there are as many brief ones as there were on average.
@@ -137,17 +151,24 @@ double Ledger::CountedParts::settle(const std::function<void(std::uint32_t accou
         whole.growth += part.growth;
         whole.lives = whole.lives || part.lives;
     }
+    std::map<std::int32_t, trace::LiveBlocks> rest;
+    for (const auto& [pid, count] : ledger_.counted_) rest.emplace(pid, count.counted);
+    for (const auto& [of, seen] : seen_) {
+        trace::LiveBlocks& of_pid = rest.at(of.first);
+        of_pid.blocks[of.second] = std::max(0.0, of_pid.blocks[of.second] - seen.blocks);
+        of_pid.bytes[of.second] = std::max(0.0, of_pid.bytes[of.second] - seen.bytes);
+    }
     double uncharged = 0;
-    for (const auto& [pid, count] : ledger_.counted_)
+    for (const auto& [pid, counted] : rest)
         for (std::uint32_t i = 0; i < kClasses; ++i)
-            if (!wholes.contains({pid, i}) && is_known(count.counted, i)) uncharged += count.counted.bytes[i];
+            if (!wholes.contains({pid, i}) && is_known(counted, i)) uncharged += counted.bytes[i];
     struct Known {
         double factor = 1, growth_factor = 1, relative_variance = 0;
     };
     std::map<std::pair<std::int32_t, std::uint32_t>, Known> known;
     for (const auto& [key, whole] : wholes) {
         const Counted& entry_of = ledger_.counted_.at(key.first);
-        const trace::LiveBlocks& counted = entry_of.counted;
+        const trace::LiveBlocks& counted = rest.at(key.first);
         const double sampled = whole.blocks.value();
         const double groups = std::max(whole.blocks.effective_groups(), 1.0);
         const Estimate by_samples = {

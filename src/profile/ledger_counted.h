@@ -11,6 +11,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <unordered_map>
 
 #include "memattach/profile/ledger.h"
@@ -30,6 +31,8 @@ class Ledger::CountedParts {
     CountedParts(const Ledger& ledger, double now_ns) : ledger_(ledger), now_ns_(now_ns) {}
     /// A block that lives. `slope`: growth in bytes per minute for each of its bytes.
     void add(const Block& block, std::uint32_t size_class, double slope);
+    /// One that lives, and whose end would have been seen.
+    void add_known(const Block& block);
     /// Hands on every account's parts as they are when all is counted. Returns the bytes of sizes of which
     /// nobody has a living block: brief ones don't say whose those are that stay.
     double settle(const std::function<void(std::uint32_t account, Part& part)>& take);
@@ -44,6 +47,10 @@ class Ledger::CountedParts {
     const Ledger& ledger_;
     double now_ns_;
     std::unordered_map<Key, Part> parts_;
+    struct Seen {
+        double blocks = 0, bytes = 0;
+    };
+    std::map<std::pair<std::int32_t, std::uint32_t>, Seen> seen_;  ///< by process and size class
 };
 
 }  // namespace memattach::profile

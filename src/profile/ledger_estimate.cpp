@@ -72,6 +72,7 @@ std::vector<Ledger::Living> Ledger::living(double now_ns, const TimeSlots& slots
             living.surviving[slots.slot_of(birth)] += static_cast<float>(each);
             continue;
         }
+        if (!block.is_estimated()) counted.add_known(block);
         living.live.add(block.weight, block.kept, block.kind, block.window);
         if (block.window != 0) {
             living.windowed += block.weight;
@@ -101,7 +102,11 @@ void Ledger::estimate_windowed() {
     std::vector<SampleSum> live(accounts_.size());
     CountedParts counted(*this, now_ns_);
     for (const auto& [key, block] : blocks_) {
-        if (block.window == 0 || since_start(block.birth_ns) > now_ns_ - kYoungNs) continue;
+        if (!block.is_estimated()) {
+            counted.add_known(block);
+            continue;
+        }
+        if (since_start(block.birth_ns) > now_ns_ - kYoungNs) continue;
         if (const auto size_class = counted_class(block)) {
             counted.add(block, *size_class, 0);
         } else {

@@ -102,6 +102,8 @@ void read_session(const Json& root, profile::Session& session) {
     const Json& coverage = member(from, "coverage", at);
     read(coverage, "malloc", at + ".coverage", session.coverage_malloc);
     read(coverage, "object", at + ".coverage", session.coverage_object);
+    read(coverage, "large", at + ".coverage", session.coverage_large);
+    read(coverage, "large_from_bytes", at + ".coverage", session.large_from_bytes);
     read(from, "overhead_pct", at, session.overhead_pct);
     read(from, "stopped_s", at, session.stopped_s);
     read(from, "longest_stop_us", at, session.longest_stop_us);

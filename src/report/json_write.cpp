@@ -38,6 +38,7 @@ void write_session(JsonWriter& w, const profile::Session& session) {
     w.member("rate_hz", session.rate_hz).member("threshold_bytes", session.threshold_bytes);
     w.key("coverage").open_object();
     w.member("malloc", session.coverage_malloc).member("object", session.coverage_object);
+    w.member("large", session.coverage_large).member("large_from_bytes", session.large_from_bytes);
     w.close_object();
     w.member("overhead_pct", session.overhead_pct).member("stopped_s", session.stopped_s);
     w.member("longest_stop_us", session.longest_stop_us).member("text_verified", session.text_verified);

@@ -20,7 +20,7 @@ void join(std::string& text, const std::string& part) {
     text += part;
 }
 
-std::string watched(const char* what, double coverage) {
+std::string watched(std::string_view what, double coverage) {
     if (coverage >= 0.9995) return fmt::format("{} watched all the time", what);
     return fmt::format("{} watched {:.{}f} % of the time", what, 100 * coverage, coverage < 0.1 ? 1 : 0);
 }
@@ -49,6 +49,10 @@ std::string memory_text(const profile::Profile& profile) {
                                    bytes_text(session.threshold_bytes));
     if (session.coverage_malloc) join(text, watched("malloc", *session.coverage_malloc));
     if (session.coverage_object) join(text, watched("small objects", *session.coverage_object));
+    if (session.coverage_large && session.large_from_bytes)
+        join(text, watched(fmt::format("blocks of {} and more",
+                                       bytes_text(static_cast<double>(*session.large_from_bytes))),
+                           *session.coverage_large));
     return text;
 }
 

@@ -99,6 +99,10 @@ void MemoryAccount::fill(profile::Session& session, double threshold_bytes) cons
     // The shares are the target's own, which comes first; children have theirs in the same spirit.
     session.coverage_malloc = parts_.front().coverage_malloc;
     if (parts_.front().has_objects) session.coverage_object = parts_.front().coverage_object;
+    if (parts_.front().large_from_bytes != 0) {
+        session.coverage_large = parts_.front().coverage_large;
+        session.large_from_bytes = parts_.front().large_from_bytes;
+    }
     double run_s = 0;  // of all processes together: an idle parent's share says nothing of its children's
     for (const probe::AllocTracerStats& part : parts_) {
         session.stopped_s += part.stopped_s;

@@ -69,6 +69,22 @@ class MemoryTruth(LiveTest):
         self.assertLessEqual(abs(staying["live_bytes"] - wanted), 3 * staying["live_ci95"] + 0.3 * wanted, staying)
         self.assertGreater(staying["live_bytes"], wanted / 5, staying)
 
+    @each_python(free_threaded=False)
+    def test_large_blocks_among_small_ones_are_all_seen(self, python):
+        """They have a breakpoint of their own. In windows of a thousandth of the time three of them were seen, or none."""
+        target, truth, profile = self.measure(python, "large")
+        coverage = profile["session"]["coverage"]
+        self.assertLess(coverage["malloc"], 0.5, coverage)
+        self.assertGreater(coverage["large"], 0.9, coverage)
+        few, kept = self.line(profile, target, "few"), self.line(profile, target, "kept")
+        for name, row in (("few", few), ("kept", kept)):
+            wanted = truth["bytes"][name]
+            self.assertLessEqual(abs(row["alloc_bytes"] - wanted), 0.1 * wanted + 1_000_000, (name, wanted, row, coverage))
+        wanted = truth["bytes"]["kept"]
+        self.assertLessEqual(abs(kept["live_bytes"] - wanted), 0.15 * wanted + 1_000_000, (wanted, kept))
+        self.assertLess(few["live_bytes"], 2_000_000, few)
+        self.check(target, truth, profile, ("many",))
+
     @each_python()
     def test_what_was_dropped_is_not_live(self, python):
         """Nothing takes the place of what is dropped last. In free-threaded builds such blocks looked alive for ever."""

@@ -14,6 +14,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "memattach/probe/large_entry.h"
 #include "memattach/probe/planned_site.h"
 #include "memattach/probe/schedule.h"
 #include "memattach/probe/shadow.h"
@@ -60,7 +61,7 @@ class AllocProbe final : public TracerClient {
 
   private:
     static constexpr std::array kKinds = {trace::AllocKind::malloc, trace::AllocKind::mmap,
-                                          trace::AllocKind::object};
+                                          trace::AllocKind::object, trace::AllocKind::large};
     /// An allocation under way whose result is awaited.
     struct Call {
         std::size_t site = 0;
@@ -69,6 +70,7 @@ class AllocProbe final : public TracerClient {
         std::uint64_t out = 0;  ///< posix_memalign: where the result will be
         std::uint64_t old = 0;  ///< realloc: the block that ends, if it is one of ours
         bool kept = false;
+        bool in_tail = false;  ///< not kept: what is there now is all that it is to say
         TraceEvent event;
         std::vector<python::RawFrame> frames;
     };
@@ -94,7 +96,8 @@ class AllocProbe final : public TracerClient {
     enum class Armed : std::uint8_t { nothing, ends, all };
     void set_armed(trace::AllocKind kind, Armed armed);
     /// The blocks that were in use when a window of the group closed: most are freed very soon, and what
-    /// takes their addresses may look like them and stay. Frees are watched for a little longer.
+    /// takes their addresses may look like them and stay. Frees are watched for a little longer; of the large
+    /// group, which has no site for frees, allocations: the next ones mostly are where the last ones were.
     struct Tail {
         std::uint64_t window = 0;
         std::unordered_map<std::uint64_t, std::uint64_t> blocks;  ///< of the window: when they were born
@@ -102,11 +105,11 @@ class AllocProbe final : public TracerClient {
         std::uint32_t hits_left = 0;
         [[nodiscard]] bool is_watched() const { return until_ns != 0; }
     };
-    [[nodiscard]] Tail& tail_of(trace::AllocKind kind) {
-        return tails_[kind == trace::AllocKind::object ? 1 : 0];
-    }
+    [[nodiscard]] static bool has_tail(trace::AllocKind kind) { return kind != trace::AllocKind::mmap; }
+    [[nodiscard]] Tail& tail_of(trace::AllocKind kind) { return tails_[static_cast<std::size_t>(kind)]; }
     void begin_tail(trace::AllocKind kind, std::uint64_t now_ns);
     void on_tail_hit(const Site& site, pid_t tid, const user_regs_struct& regs);
+    void tail_block_ends(trace::AllocKind kind, pid_t tid, std::uint64_t block);
     void end_tail(trace::AllocKind kind);
     void end_tails(std::uint64_t now_ns);
     void apply_plan(std::uint64_t now_ns);
@@ -116,6 +119,9 @@ class AllocProbe final : public TracerClient {
     [[nodiscard]] bool is_inside_site(std::uint64_t pc) const;
     [[nodiscard]] bool in_window(trace::AllocKind kind);
     void on_entry(pid_t tid, std::size_t index, const user_regs_struct& regs);
+    void find_large();
+    void on_large(pid_t tid, const user_regs_struct& regs);
+    [[nodiscard]] bool is_larges(const Site& site, std::uint64_t asked, const user_regs_struct& regs) const;
     void on_return(pid_t tid, std::uint64_t address, const user_regs_struct& regs);
     void begin_call(pid_t tid, std::size_t index, const user_regs_struct& regs, Call call);
     void end_call(pid_t tid, Call& call, const user_regs_struct& regs);
@@ -127,7 +133,7 @@ class AllocProbe final : public TracerClient {
     void publish_figures();
     void charge_work(Moment now);
     void keep_user_share(Moment now);
-    [[nodiscard]] Moment moment(std::uint64_t now_ns) const;
+    [[nodiscard]] Moment moment(std::uint64_t now_ns, bool exact = false) const;
 
     pid_t pid_;
     const process::Memory& memory_;
@@ -150,8 +156,9 @@ class AllocProbe final : public TracerClient {
     std::optional<trace::AllocKind> shadow_of_;  ///< for whom the shadow is at work
     bool shadow_of_both_ = false;                ///< and for the other group, which it came in time for
     std::vector<PlannedSite> sites_;
-    std::array<Armed, 3> armed_{};  ///< by AllocKind
-    std::array<Tail, 2> tails_;     ///< of malloc and of object
+    std::optional<LargeEntry> large_;           ///< the last of the sites
+    std::array<Armed, kKinds.size()> armed_{};  ///< by AllocKind
+    std::array<Tail, kKinds.size()> tails_;     ///< likewise
     std::unordered_map<pid_t, ThreadCalls> threads_;
     std::unordered_map<std::uint64_t, ReturnPoint> return_points_;
     std::unordered_map<std::uint64_t, std::uint64_t> live_;  ///< kept blocks of malloc and object: size

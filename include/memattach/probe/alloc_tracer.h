@@ -59,6 +59,8 @@ struct AllocTracerStats {
     double overhead_pct = 0;
     double coverage_malloc = 0;
     double coverage_object = 0;
+    double coverage_large = 0;           ///< of malloc's large blocks
+    std::uint64_t large_from_bytes = 0;  ///< 0: they are seen as all others are
     BlockWatch::Figures watch;
     bool has_objects = false;           ///< Python's small objects are seen
     std::optional<bool> text_verified;  ///< after finish()
@@ -106,7 +108,12 @@ class AllocTracer final : public Source {
     void take(const TraceEvent& event, std::vector<python::RawFrame>& frames);
     void take_alloc(const TraceEvent& event, std::vector<python::RawFrame>& frames);
     void take_window(const TraceEvent& event);
-    void even_out(trace::Window& window);
+    /// Windows of one kind that aren't handed on yet.
+    struct Batch {
+        std::vector<trace::Window> windows;
+        std::uint64_t due_ns = 0;
+    };
+    void even_out(Batch& batch);
     void deliver(bool all);
     AllocSink::StackId native_stack(std::uint64_t caller);
     std::string module_of(std::uint64_t address);
@@ -125,10 +132,7 @@ class AllocTracer final : public Source {
     /// In the order of events. What was seen in a window waits until the window's weight is known.
     std::deque<Pending> pending_;
     std::unordered_map<std::uint64_t, double> window_fraction_;  ///< by window id and kind
-    struct Length {
-        double own_ns, span_ns;
-    };
-    std::array<std::deque<Length>, 3> lengths_;  ///< of the last windows, by kind
+    std::array<Batch, 4> batches_;                               ///< by kind
     std::vector<process::Mapping> maps_;
     std::uint64_t maps_read_ns_ = 0;
     std::unordered_map<std::string, AllocSink::StackId> native_stacks_;

@@ -38,13 +38,23 @@ class GroupSchedule {
         bool may_be_always = false;           ///< armed without a break while that fits
         double threshold_bytes = 1 << 20;     ///< upper bound of R
         std::uint64_t seed = 1;
+        /// Hits are to be kept, nearly all of them, as far as the budget allows: what isn't kept leaves
+        /// blocks that it took the place of seemingly alive.
+        bool keep_most = false;
     };
 
     /// `clock` is shared by the groups and must outlive this. `budget`: stopped time over own time.
     GroupSchedule(Policy policy, const StopClock& clock, double budget, Moment start);
 
-    void set_budget(double budget) { budget_ = budget; }
+    /// `to_be_always`: what it would have where it is armed without a break, if that is another one.
+    void set_budget(double budget, std::optional<double> to_be_always = std::nullopt) {
+        budget_ = budget;
+        always_budget_ = to_be_always.value_or(budget);
+    }
     [[nodiscard]] GroupPlan step(Moment now);
+    /// Another group sees to its sites from now on; until resume() step() isn't called.
+    void pause(Moment now) { finish(now); }
+    void resume(Moment now);
 
     /// A hit of this group that counts; its cost comes with charge().
     void count_hit(std::uint64_t size_bytes);
@@ -86,6 +96,10 @@ class GroupSchedule {
     /// windows stand for.
     void set_user_share(double share) { user_share_ = share; }
 
+    /// A window by the clock is open: moments have to be exact (TargetClock::read_ns()) until it is closed.
+    /// Else they may be a tick late.
+    [[nodiscard]] bool is_timing() const { return !always_ && phase_ == Phase::in_window && !copy_; }
+
     [[nodiscard]] double sampling_bytes() const;
     [[nodiscard]] bool is_windowed() const { return !always_; }
     [[nodiscard]] std::vector<trace::Window> take_closed() { return std::exchange(closed_, {}); }
@@ -99,6 +113,12 @@ class GroupSchedule {
         std::uint64_t dense_windows = 0;   ///< with hits too dense for the CPU clock to tell their time
     };
     [[nodiscard]] Figures figures(Moment now) const;
+    /// Bytes per ns of own time, of the last windows.
+    [[nodiscard]] double byte_rate() const {
+        return long_own_.value > 0 ? long_bytes_.value / long_own_.value : 0;
+    }
+    /// Own time in which it has been armed, without the present stretch.
+    [[nodiscard]] double armed_ns() const { return armed_ns_; }
 
   private:
     enum class Phase : std::uint8_t { before_window, in_window, after_window };
@@ -138,6 +158,7 @@ class GroupSchedule {
     void begin_window(Moment now);
     void review_always(Moment now);
     void settle_always(Moment now);
+    void begin_always(Moment now);
     [[nodiscard]] double stops_in_window() const;
     [[nodiscard]] bool has_enough() const;
     [[nodiscard]] double longest_ns() const;
@@ -147,13 +168,13 @@ class GroupSchedule {
     Policy policy_;
     const StopClock& clock_;
     std::mt19937_64 random_;
-    double budget_;
+    double budget_, always_budget_;
     double spent_ns_ = 0;
     bool always_;
 
     /// Hits and bytes per ns of own time in which the group is armed.
     RunningMean hits_, bytes_;
-    RunningMean long_hits_, long_own_;  ///< of more windows, each as long as it was
+    RunningMean long_hits_, long_bytes_, long_own_;  ///< of more windows, each as long as it was
     double armed_ns_ = 0;
     double seen_hits_ = 0;  ///< of all windows
 

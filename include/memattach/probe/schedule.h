@@ -29,9 +29,14 @@
 /// see next to nothing of it, and the bytes are mostly there. The malloc group stays armed without a break
 /// while that fits its part; the object group always goes by windows (of a whole span on light targets) and
 /// has what is left.
+///
+/// Malloc's large blocks are a group of their own where they can be told from the others by where they come
+/// by (large_entry.h): few hits, and most of the bytes of many programs. It serves while the malloc group
+/// goes by windows, is armed without a break while that fits its part, and goes by windows else.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -56,14 +61,17 @@ struct SchedulePolicy {
     double max_overhead = 0.05;        ///< stopped time over own time
     double threshold_bytes = 1 << 20;  ///< upper bound of R
     std::uint64_t seed = 1;
+    bool has_large = false;  ///< malloc's large blocks have a site of their own
 };
 
 struct Plan {
     GroupPlan malloc;           ///< calls and frees of the malloc group, and the mmap group
     GroupPlan object;           ///< calls and frees of the object group, and the redirects
+    GroupPlan large;            ///< the large group, while the malloc group goes by windows
     std::uint64_t wake_ns = 0;  ///< base::monotonic_ns(): call step() by then, even where nothing happened
 
     [[nodiscard]] const GroupPlan& of(trace::AllocKind kind) const {
+        if (kind == trace::AllocKind::large) return large;
         return kind == trace::AllocKind::object ? object : malloc;
     }
 };
@@ -109,13 +117,21 @@ class Schedule {
         object_.set_user_share(share);
     }
 
+    /// As GroupSchedule::is_timing(), of any group.
+    [[nodiscard]] bool is_timing() const {
+        return malloc_.is_timing() || object_.is_timing() || (large_ && large_->is_timing());
+    }
+
     [[nodiscard]] bool wants_null_trap() { return clock_.wants_null_trap(); }
     /// As StopClock::add_null_trap(), after a hit of `kind`.
     void null_trap(trace::AllocKind kind, std::uint64_t cpu_ns, std::uint64_t wall_ns, bool plain);
 
     [[nodiscard]] GroupSchedule& group(trace::AllocKind kind) {
+        if (kind == trace::AllocKind::large && large_) return *large_;
         return kind == trace::AllocKind::object ? object_ : malloc_;
     }
+    /// Whether malloc's large blocks are the large group's now.
+    [[nodiscard]] bool has_large() const { return large_ && malloc_.is_windowed(); }
 
     /// The windows that ended since the last call, one entry a kind that went by windows; pid is left 0.
     [[nodiscard]] std::vector<trace::Window> take_closed();
@@ -131,15 +147,20 @@ class Schedule {
         std::uint64_t hits = 0;
         std::uint64_t null_traps = 0;
         GroupSchedule::Figures malloc, object;
+        double coverage_large = 0;  ///< share of own time in which large blocks were seen, by either group
     };
     [[nodiscard]] Figures figures(Moment now) const;
 
   private:
     void share_budget(double own_ns);
+    void step_large(Moment now, Plan& plan);
 
     double max_overhead_;
     StopClock clock_;
     GroupSchedule malloc_, object_;
+    std::optional<GroupSchedule> large_;
+    bool large_paused_ = true;
+    double paused_ns_ = 0, paused_since_ = 0;  ///< own time
     std::uint64_t hits_ = 0;
 };
 

@@ -75,6 +75,8 @@ struct ShadowWindow {
     double span_ns = 0;                                 ///< what it stands for
     std::uint64_t start_wall_ns = 0;
     double own_spread = 0;  ///< trace::Window::own_spread
+    /// Larger requests to malloc are another group's (large_entry.h); 0: there is none.
+    std::uint64_t limit_bytes = 0;
 };
 
 /// What came of it: so many hits of the group's sites in so much own time, the whole window.

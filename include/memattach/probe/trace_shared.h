@@ -17,7 +17,8 @@ struct TraceFigures {
         null_traps;
     std::atomic<std::uint64_t> stopped_ns, longest_stop_ns, own_ns, hit_wall_ns, hit_cpu_ns;
     std::atomic<std::uint64_t> malloc_windows, malloc_dense, object_windows, object_dense, plant_failures;
-    std::atomic<double> overhead, coverage_malloc, coverage_object;
+    std::atomic<double> overhead, coverage_malloc, coverage_object, coverage_large;
+    std::atomic<std::uint64_t> large_from_bytes;  ///< 0: large blocks have no site of their own
 };
 
 /// The memory that the tracing and the analysing process share: mapped before the fork, filled with zeros.

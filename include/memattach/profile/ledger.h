@@ -102,6 +102,8 @@ class Ledger {
         std::uint64_t birth_ns;
         bool unseen;
         [[nodiscard]] double variance() const { return weight * weight * (1 - kept); }
+        /// Its end may not have been seen. Of large blocks it isn't watched for, however many are seen.
+        [[nodiscard]] bool is_estimated() const { return window != 0 || kind == trace::AllocKind::large; }
     };
     /// What an account's counted blocks that lived briefly come to, of one size class.
     struct Brief {
@@ -155,6 +157,7 @@ class Ledger {
     std::uint32_t account_of(CellId cell, std::int32_t pid);
     /// The class in which blocks like this one are counted; nothing where they aren't.
     [[nodiscard]] std::optional<std::uint32_t> counted_class(const Block& block) const;
+    [[nodiscard]] std::optional<std::uint32_t> class_of(const Block& block) const;
     /// Books a block that lived briefly where its kind is counted.
     bool end_counted(const Block& block, double weight, double age_ns);
     [[nodiscard]] double since_start(std::uint64_t time_ns) const;

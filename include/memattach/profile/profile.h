@@ -38,6 +38,10 @@ struct Session {
     /// Share of the target's own time in which allocations were watched, 0…1, per kind.
     std::optional<double> coverage_malloc;
     std::optional<double> coverage_object;
+    /// The same for malloc's blocks of `large_from_bytes` and more, where they are seen apart from the
+    /// others.
+    std::optional<double> coverage_large;
+    std::optional<std::uint64_t> large_from_bytes;
     std::optional<double> overhead_pct;
     double stopped_s = 0;
     double longest_stop_us = 0;

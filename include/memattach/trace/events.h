@@ -32,6 +32,7 @@ enum class AllocKind : std::uint8_t {
     malloc,  ///< malloc family, whichever allocator serves it
     object,  ///< Python's small-object allocator
     mmap,    ///< mapped by the program itself, not by an allocator on a caller's behalf
+    large,   ///< malloc's large blocks, where they are seen apart from the others (probe/large_entry.h)
 };
 
 /// One sampled allocation. `weight_bytes` is what it stands for: size / (probability that it was kept), where

@@ -348,7 +348,8 @@
     if (hasCpu) item("CPU", `${session.engine.cpu || "sampled"}, ${session.rate_hz} Hz, ${comma(totals.cpu_samples)} samples on CPU`);
     const watched = (what, share) => known(share) ? `${what} watched ${share >= 0.9995 ? "all the time" : (100 * share).toFixed(share < 0.1 ? 1 : 0) + " % of the time"}` : null;
     if (session.engine.alloc) item("Memory", [`${session.engine.alloc}, one sample per ${bytes(session.threshold_bytes)} or less`,
-      watched("malloc", session.coverage.malloc), watched("small objects", session.coverage.object)].filter(Boolean).join(", "));
+      watched("malloc", session.coverage.malloc), watched("small objects", session.coverage.object),
+      known(session.coverage.large) ? watched(`blocks of ${bytes(session.coverage.large_from_bytes)} and more`, session.coverage.large) : null].filter(Boolean).join(", "));
     if (known(totals.before_attach_bytes)) item("From before attach", bytes(totals.before_attach_bytes) + " resident, charged to no line");
     if (known(totals.unknown_frees)) item("Frees of other blocks", comma(totals.unknown_frees) + ": not sampled, or older than the session");
     if (known(session.overhead_pct)) item("Overhead", session.overhead_pct.toFixed(2) + " % of the target's run time");
