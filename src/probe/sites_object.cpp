@@ -4,6 +4,7 @@
 #include <span>
 
 #include "memattach/base/bytes.h"
+#include "memattach/probe/emulate.h"
 #include "memattach/process/proc.h"
 #include "site_parts.h"
 
@@ -183,8 +184,14 @@ std::array<int, 4> count_comparisons(const std::vector<std::byte>& text, Address
 std::optional<std::uint64_t> find_alias(const SiteContext& context, const std::vector<std::byte>& text,
                                         Address function) {
     if (starts_with_endbr64(context.memory, function)) return function.value() + 4;
-    const auto before = context.memory.read<std::uint8_t>(function - 1);
-    if (before == 0x90) return function.value() - 1;  // nop
+    // What fills the gap in front of it: a no-op of up to 15 bytes that ends where the function begins.
+    for (std::uint64_t length = 1; length <= 15; ++length) {
+        std::array<std::byte, 16> before{};
+        if (context.memory.read_up_to(function - length, before) < length) break;
+        const auto instruction = decode(before);
+        if (instruction && instruction->op == Op::nop && instruction->length == length)
+            return function.value() - length;
+    }
     for (std::size_t at = 0; at + 5 <= text.size(); ++at) {
         if (text[at] != std::byte{0xe9}) continue;  // jmp rel32
         std::int32_t displacement;

@@ -80,7 +80,7 @@ struct Site {
 /// Profile-guided builds (every distribution's) inline pymalloc's fast path into two hundred callers, behind
 /// the test `table.malloc == &_PyObject_Malloc`; breakpoints on that function would miss them all. While the
 /// group is armed, the table therefore holds another address that leads to the same function: past its
-/// `endbr64`, a `nop` in front of it, or a `jmp` to it somewhere in the same module. The test fails and the
+/// `endbr64`, a no-op in front of it, or a `jmp` to it somewhere in the same module. The test fails and the
 /// call is made. Left behind it would change nothing but a few nanoseconds; still it is undone like a
 /// breakpoint: only where the slot still holds `alias` (the program may have set its own since), and it is an
 /// aligned 8-byte write. A slot whose value isn't `original` when arming is left alone: the program has
