@@ -25,7 +25,8 @@ trace::AllocKind other_of(trace::AllocKind kind) {
 }  // namespace
 
 Moment AllocProbe::moment(std::uint64_t now_ns, bool exact) const {
-    return {now_ns, exact ? tracer_->exact_own_time_ns() : tracer_->own_time_ns()};
+    if (!exact) return {now_ns, tracer_->own_time_ns()};
+    return {now_ns, tracer_->exact_own_time_ns(), tracer_->parallel() > 1 && !tracer_->has_exact_time()};
 }
 
 void AllocProbe::apply_plan(std::uint64_t now_ns) {

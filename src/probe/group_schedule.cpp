@@ -76,6 +76,9 @@ constexpr double kLeastWorth = 0.4, kWorthHits = 16;
 /// What a stop makes a program slower by that is not so dense, by the caches that it leaves cold; give or
 /// take.
 constexpr double kColdCachesNs = 500, kColdCachesOffNs = 1'000;
+/// Where threads run at a time and nothing tells what they have used since the last tick, a window may have
+/// been shorter by so much for each of two.
+constexpr double kTickNs = 4e6, kMostLate = 1;
 /// Windows that own time per hit is averaged over where single ones can't be trusted.
 constexpr double kPooled = 64;
 /// A hit that arrives with less CPU time gone by than a stop takes had trapped when the window was armed.
@@ -298,7 +301,10 @@ void GroupSchedule::end_by_clock(Moment now, double clocked, bool cut) {
         pooled_own_.add(clocked, kPooled);
         pooled_hits_.add(window_hits_, kPooled);
     }
-    const Length length = length_of(window);
+    Length length = length_of(window);
+    if (now.is_late)
+        length.spread =
+            std::hypot(length.spread, std::min(kTickNs / std::max(length.own_ns, 1.0), kMostLate));
     span_ns_ = std::max(span_ns_, window.start + length.own_ns);
     window.span_ns = span_ns_ + std::exchange(carried_ns_, 0);
     record(window, length);

@@ -15,6 +15,8 @@ namespace memattach::probe {
 struct Moment {
     std::uint64_t wall_ns = 0;
     std::uint64_t cpu_ns = 0;
+    /// cpu_ns may lack what threads that run elsewhere have used since the last tick (target_clock.h).
+    bool is_late = false;
 };
 
 /// A running mean that forgets: of the last `memory` values, more or less; plain mean before that.

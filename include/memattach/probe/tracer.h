@@ -133,6 +133,7 @@ class Tracer {
     /// read_ns() have it.
     [[nodiscard]] std::uint64_t own_time_ns() const { return clock_.read_late_ns(); }
     [[nodiscard]] std::uint64_t exact_own_time_ns() const;
+    [[nodiscard]] bool has_exact_time() const;
     [[nodiscard]] const StopStats& stats() const { return stats_; }
     /// What this process has used of its processor, which is that of the thread that it serves, besides
     /// stops: waking up at some time, arming, disarming. Since it was last asked, ns.
