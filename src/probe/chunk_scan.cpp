@@ -36,6 +36,11 @@ std::uint64_t align(std::uint64_t address) {
     return (address + 15) / 16 * 16;
 }
 
+/// The whole mapping; since 2.43 without the 16 bytes of its head.
+bool is_mapped_size(std::uint64_t bytes) {
+    return bytes % kPage == 0 || bytes % kPage == kPage - 16;
+}
+
 bool is_plain(const process::Mapping& mapping) {
     return mapping.readable && mapping.writable && !mapping.shared && mapping.inode == 0;
 }
@@ -131,7 +136,7 @@ void ChunkScan::add(const Chunk& chunk, ChunkCounts& counts) {
 }
 
 /// A chunk that is mapped alone begins where a page does, with 0 (no memory is left in front of it) and its
-/// size, a multiple of the page's with one flag. False where there are too many pages to look at.
+/// size, the mapping's, with one flag. False where there are too many pages to look at.
 bool ChunkScan::find_mapped(const process::Mapping& mapping, ChunkCounts& counts) {
     constexpr std::size_t kAtOnce = 256;
     using Head = std::array<std::uint64_t, 10>;
@@ -161,7 +166,7 @@ bool ChunkScan::find_mapped(const process::Mapping& mapping, ChunkCounts& counts
             const std::uint64_t here = first + static_cast<std::uint64_t>(&head - heads.data()) * kPage;
             const std::uint64_t bytes = head[1] & ~kFlags;
             if (here >= first + pages * kPage) break;
-            if (head[0] != 0 || (head[1] & kFlags) != kIsMapped || bytes % kPage != 0 ||
+            if (head[0] != 0 || (head[1] & kFlags) != kIsMapped || !is_mapped_size(bytes) ||
                 bytes < kLeastMapped || bytes > std::min(end - here, trace::LiveBlocks::kLargestChunk))
                 continue;
             Chunk chunk;
@@ -169,7 +174,7 @@ bool ChunkScan::find_mapped(const process::Mapping& mapping, ChunkCounts& counts
             chunk.bytes = bytes;
             std::copy_n(head.begin() + 1, chunk.words.size(), chunk.words.begin());
             add(chunk, counts);
-            at = here + bytes;
+            at = here + (bytes + kPage - 1) / kPage * kPage;
             break;
         }
     }

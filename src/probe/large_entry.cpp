@@ -16,9 +16,10 @@ constexpr std::size_t kMostSteps = 400;
 /// Anywhere: the stack is a copy of nothing.
 constexpr std::uint64_t kStackTop = 0x7000'0000'8000, kReturn = 0x7000'1000'0000;
 constexpr std::uint64_t kZeroFlag = 1U << 6;
-/// No request below this may come by: there are too many of them.
-constexpr std::uint64_t kNeverBelow = 96 << 10;
-constexpr std::array<std::uint64_t, 6> kSmall = {64, 1'000, 2'000, 8'000, 40'000, kNeverBelow};
+/// No request up to this may come by: there are too many of them. The larger bound where it can be
+/// had: 2.43's code tells chunks of 44 KiB by a branch, and of 160 KiB by a conditional move.
+constexpr std::array<std::uint64_t, 2> kNeverUpTo = {96 << 10, 40'000};
+constexpr std::array<std::uint64_t, 5> kSmall = {64, 1'000, 2'000, 8'000, 40'000};
 constexpr std::uint64_t kLarge = 8 << 20, kMostLeast = 1 << 20;
 
 /// malloc/malloc.c, request2size().
@@ -204,8 +205,15 @@ class Search {
     Search(Follower& follower, const Site& malloc) : follower_(follower), malloc_(malloc) {}
 
     std::optional<LargeEntry> run() {
+        for (const std::uint64_t never : kNeverUpTo)
+            if (auto entry = run(never)) return entry;
+        return std::nullopt;
+    }
+
+    std::optional<LargeEntry> run(std::uint64_t never_up_to) {
+        never_up_to_ = never_up_to;
         const Follower::Path large = follower_.call(malloc_, kLarge);
-        std::vector<Follower::Path> small;
+        std::vector<Follower::Path> small{follower_.call(malloc_, never_up_to)};
         for (const std::uint64_t bytes : kSmall) small.push_back(follower_.call(malloc_, bytes));
         for (const Follower::Step& step : large) {
             const bool is_common = std::any_of(small.begin(), small.end(), [&](const Follower::Path& path) {
@@ -268,7 +276,7 @@ class Search {
     }
 
     std::optional<std::uint64_t> find_least(std::uint64_t address) {
-        std::uint64_t below = kNeverBelow;
+        std::uint64_t below = never_up_to_;
         std::uint64_t from = kLarge;
         while (from - below > 1) {
             const std::uint64_t middle = below + (from - below) / 2;
@@ -286,6 +294,7 @@ class Search {
 
     Follower& follower_;
     const Site& malloc_;
+    std::uint64_t never_up_to_ = 0;
 };
 
 }  // namespace

@@ -171,8 +171,10 @@ double Ledger::CountedParts::settle(const std::function<void(std::uint32_t accou
         const trace::LiveBlocks& counted = rest.at(key.first);
         const double sampled = whole.blocks.value();
         const double groups = std::max(whole.blocks.effective_groups(), 1.0);
-        const Estimate by_samples = {
-            sampled, std::max(whole.blocks.uncertainty(ledger_.times_).variance, sampled * sampled / groups)};
+        // Large ones that were watched for without a break have all been seen.
+        const bool all_seen = !whole.blocks.has_windows();
+        const Estimate by_samples = {sampled, std::max(whole.blocks.uncertainty(ledger_.times_).variance,
+                                                       all_seen ? 0 : sampled * sampled / groups)};
         Known& entry = known[key];
         const double more = counted.blocks[key.second] - sampled;
         const bool strangers =
@@ -190,7 +192,7 @@ double Ledger::CountedParts::settle(const std::function<void(std::uint32_t accou
                                   (best.value / sampled) * (whole.live.value() / counted.bytes[key.second]) /
                                   whole.growth.value();
         // Somebody of whom no group of windows happened to see anything may be there as well.
-        const double unseen = 1 / (groups + 2);
+        const double unseen = all_seen ? std::max(0.0, more) / std::max(best.value, 1.0) : 1 / (groups + 2);
         entry.relative_variance =
             unseen * unseen + (best.value > 0 ? best.variance / (best.value * best.value) : 0);
     }

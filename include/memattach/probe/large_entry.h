@@ -4,8 +4,8 @@
 /// only, and they are few: figures hang on one or two. But they are few enough for a breakpoint of their own,
 /// at an instruction that only large requests come by. glibc's malloc has one: _int_malloc computes the bin
 /// that a chunk belongs to by comparing its size with one bound after the other (malloc/malloc.c,
-/// "largebin_index_64", the same from 2.3 to 2.42), and the code behind the last comparisons is for chunks of
-/// 160 KiB and more.
+/// "largebin_index_64", the same from 2.3 to 2.43), and the code behind the last branch is for chunks of
+/// 160 KiB and more (2.36, 2.41) or of 44 KiB (2.43).
 ///
 ///     auto large = find_large_entry(memory, sites, pthread_self_of_a_thread);
 ///     … breakpoint at large->point's address …

@@ -9,6 +9,7 @@
 /// itself known only so well (trace::Window::own_spread); that moves all sums of a kind by one factor.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -108,6 +109,9 @@ class SampleSum {
         [[nodiscard]] double half_width95() const;
     };
     [[nodiscard]] Uncertainty uncertainty(const AllWindowTimes& times) const;
+    [[nodiscard]] bool has_windows() const {
+        return std::any_of(windowed_.begin(), windowed_.end(), [](const auto& w) { return w != nullptr; });
+    }
 
   private:
     struct Windowed {
