@@ -25,10 +25,6 @@ namespace {
 constexpr double kShortestNs = 15'000, kManyAllocations = 16;
 /// No program allocates faster: less is an error of what was taken off.
 constexpr double kShortestGapNs = 10;
-/// What the program would have taken, of a shadow's time: a shadow goes a way that it has gone before. The
-/// middle one of sixteen sessions of eight programs (tools/bench/memory/lines.py) came out at 1.13 of its
-/// bytes; at 1.12 with 1.05, and of eight sessions with 1 at 1.05.
-constexpr double kProgramsOwn = 1.1;
 /// How much slower the target's processor is: so often it is compared with this one, and each time until that
 /// is known.
 constexpr std::uint64_t kCompareEveryNs = 500'000'000, kForgetNs = 10'000'000'000;
@@ -146,7 +142,7 @@ class Keeper {
             spoil();
             return;
         }
-        const double factor = kProgramsOwn * slower_there();
+        const double factor = slower_there();
         Way way = timing_.find_way(rest_ns, factor, [this] { release(); });
         release();
         if (way.is_gone) {
