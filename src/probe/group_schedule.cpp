@@ -11,12 +11,6 @@ constexpr double kRateMemory = 8;  ///< windows that a rate is averaged over
 /// The same for what is decided for longer: a program that rests between requests is as dense as its
 /// requests.
 constexpr double kLongMemory = 64;
-
-constexpr double kShortestSpanNs = 10e6;
-constexpr double kLongestSpanNs = 500e6;
-constexpr double kShortestWindowNs = 3e3;
-/// While rates are unknown a span is so many times its window.
-constexpr double kUnknownSpanShare = 8;
 /// Hits of a dense window: so many, but where stops are dear no more than take so long. Hits of one window
 /// are much alike: two short windows say more than a long one.
 constexpr double kDenseHits = 64, kLeastDenseHits = 12, kDenseStopNs = 800e3;
@@ -28,22 +22,12 @@ constexpr double kSurprise = 1024;
 /// A window that was planned for a dense stretch and met a quiet one ends after so much of what was planned.
 constexpr double kQuietWindows = 20;
 constexpr double kQuietNs = 1e6;
-/// Where stops take more than this share of a window's CPU time, its own time isn't told by the clock alone.
-constexpr double kDense = 0.15;
-/// A window that a shadow spends, and the shortest span for one: a shadow is some milliseconds of another
-/// processor's work.
+/// A window that a shadow spends.
 constexpr double kCopyNs = 150e3, kShortestCopyNs = 50e3;
 /// Where a shadow can't go as far as it was to (a page that takes too long to bring, a system call), what
 /// lies behind such places would be seen less often than the rest. So windows are as short as nearly all of
 /// them can be in full: with these two some 8 % aren't.
 constexpr double kCopyShrinks = 0.5, kCopyGrows = 1.06;
-constexpr double kCopySpanNs = 4e6;
-/// How much of another processor that may take, for each group, as a multiple of its budget: some 12 % in all
-/// at 5 %. Three times as much slowed down a program that moves much memory (pandas) by another 3 %.
-constexpr double kCopyWork = 3;
-/// So many that come to nothing, one after the other, and this program can't be copied: windows go by the
-/// clock.
-constexpr int kMostFailedCopies = 16;
 /// Where threads run for microseconds only, one that ran when it was asked to stop sleeps when it does: so
 /// many in a row, and the window has failed.
 constexpr int kMostMissed = 8;
@@ -58,21 +42,8 @@ constexpr double kShadowSpread = 0.2, kKernelSpread = 4;
 constexpr int kMostSpoilt = 8;
 /// A thread that has been asked to stop and doesn't for so long is let be.
 constexpr std::uint64_t kCopyPatienceNs = 20'000'000;
-/// For how long a thread is held for a shadow, before that is known.
-constexpr double kFirstCopyCostNs = 1e6;
-/// Where most shadows can't go even the shortest way (a program that touches other pages all the time, or
-/// calls the kernel), windows go by the clock all the same, as long as what a stop may be off by is less than
-/// this share of the time between two hits; after so many of them shadows are tried again, and judged after a
-/// few.
-constexpr double kClockOff = 0.35;
-/// The first ones of all find the pages that a program uses: they are judged after so many.
-constexpr double kLeastComplete = 0.5, kCopiesToJudge = 16;
-constexpr std::uint64_t kClockWindows = 256;
-/// The same, however dense, where less than this share of the shadows got as far as so many hits: on machines
-/// where a page fault takes tens of microseconds the time that a thread may be held is over after a few
-/// pages. Which allocations there are is seen as well in the target then. How much time they take isn't: that
-/// is known from the shadows that did get somewhere, or not at all.
-constexpr double kLeastWorth = 0.4, kWorthHits = 16;
+/// Fewer hits are nothing to speak of, unless the shadow went as far as it was to.
+constexpr double kWorthHits = 16;
 /// What a stop makes a program slower by that is not so dense, by the caches that it leaves cold; give or
 /// take.
 constexpr double kColdCachesNs = 500, kColdCachesOffNs = 1'000;
@@ -116,40 +87,6 @@ void GroupSchedule::count_hit(std::uint64_t size_bytes) {
 void GroupSchedule::charge(double cost_ns) {
     spent_ns_ += cost_ns;
     window_stopped_ += cost_ns;
-}
-
-void GroupSchedule::plan_span(double own_now) {
-    span_start_ = own_now;
-    const double density = std::max(hits_.value, 1e-7);
-    // What is over budget so far is paid back over the next second of own time, and the reverse.
-    const double debt = spent_ns_ - budget_ * own_now;
-    const double budget = std::clamp(budget_ - debt / 1e9, budget_ / 50, 2 * budget_);
-    const double kept = 0.6;  // R is about the mean size: so many of a window's hits are kept
-    const double cost = density * (clock_.stop_cost_ns() + kept * StopClock::kSampleExtraNs);
-    const double fraction = std::min(1.0, budget / cost);
-    // Short spans, unless that leaves a window with too few hits.
-    const double wanted = std::min(dense_hits() / density, kLongestSpanNs);
-    span_ns_ = std::clamp(wanted / fraction, kShortestSpanNs, kLongestSpanNs);
-    // After quiet windows a busy one may come: grow by steps, fall at once. The span shrinks along, so that
-    // no sample of a short window stands for a long time.
-    const double length = std::max(fraction * span_ns_, kShortestWindowNs);
-    const double allowed = window_ns_ > 0 ? 4 * window_ns_ : kShortestWindowNs;
-    if (length > allowed) span_ns_ = std::max(span_ns_ * allowed / length, kUnknownSpanShare * allowed);
-    window_ns_ = std::min({length, allowed, span_ns_});
-    window_start_ = span_start_ + std::uniform_real_distribution<double>()(random_) * (span_ns_ - window_ns_);
-    const double dense = kDense / (clock_.stop_cpu_ns() + StopClock::kColdNs);
-    dense_ = window_id_ > 0 && (density > dense || (copies_ && long_density() > dense));
-    copy_ = dense_ && copies_ && failed_copies_ < kMostFailedCopies && !prefers_clock();
-    if (copy_) {
-        const double copy_cost = copy_cost_.count > 0 ? copy_cost_.value : kFirstCopyCostNs;
-        const double least_ns = std::clamp(copy_work_.value / std::min(1.0, kCopyWork * budget_), kCopySpanNs,
-                                           kLongestSpanNs / 4);
-        span_ns_ = std::clamp(copy_cost / budget, least_ns, kLongestSpanNs);
-        window_ns_ = copy_ns_;
-        window_start_ =
-            span_start_ + std::uniform_real_distribution<double>()(random_) * (span_ns_ - window_ns_);
-    }
-    phase_ = Phase::before_window;
 }
 
 void GroupSchedule::begin_window(Moment now) {
@@ -340,24 +277,6 @@ void GroupSchedule::learn_density(double hits, double bytes, double own_ns) {
     long_hits_.add(hits, kLongMemory);
     long_bytes_.add(bytes, kLongMemory);
     long_own_.add(own_ns, kLongMemory);
-}
-
-bool GroupSchedule::prefers_clock() {
-    if (clock_windows_ == 0) {
-        shadows_fail_ = worth_.count >= kCopiesToJudge && worth_.value < kLeastWorth && !is_clockable();
-        const bool cut = complete_.count >= kCopiesToJudge && complete_.value <= kLeastComplete;
-        if (!shadows_fail_ && !(cut && is_clockable())) return false;
-        complete_ = worth_ = {};
-        clock_windows_ = kClockWindows;
-    }
-    if (!shadows_fail_ && !is_clockable()) return false;
-    --clock_windows_;
-    return clock_windows_ > 0;
-}
-
-/// Whether hits are so far apart that the CPU clock tells how far.
-bool GroupSchedule::is_clockable() const {
-    return std::max(hits_.value, long_density()) * cost_off_ns() <= kClockOff;
 }
 
 double GroupSchedule::long_density() const {

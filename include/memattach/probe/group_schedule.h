@@ -124,6 +124,9 @@ class GroupSchedule {
     enum class Phase : std::uint8_t { before_window, in_window, after_window };
 
     void plan_span(double own_now);
+    [[nodiscard]] double hit_cost_ns() const;
+    [[nodiscard]] double plan_copy_span(double budget) const;
+    [[nodiscard]] bool sees_more_by_clock(double budget, double copy_span_ns) const;
     void open_window(Moment now);
     void end_by_clock(Moment now, double clocked, bool cut);
     /// A window that is over.
@@ -164,6 +167,8 @@ class GroupSchedule {
     [[nodiscard]] double longest_ns() const;
     [[nodiscard]] bool is_surprised() const;
     [[nodiscard]] double clocked_ns(double own_ns) const;
+
+    static constexpr double kCopiesToJudge = 16;  ///< shadows, to say how they fare
 
     Policy policy_;
     const StopClock& clock_;

@@ -103,7 +103,8 @@ Result run(const std::function<Step()>& program, double own_s, probe::SchedulePo
         schedule.allow_copies(costs.shadows && !(costs.shadows_fail && own > 50e6),
                               !shadow.runs && !costs.shadows_fail);
         plan = schedule.step(now());
-        for (const auto kind : {trace::AllocKind::malloc, trace::AllocKind::object}) {
+        for (const auto kind :
+             {trace::AllocKind::malloc, trace::AllocKind::object, trace::AllocKind::large}) {
             const probe::GroupPlan& group = plan.of(kind);
             if (group.window != 0 && group.window != before.of(kind).window)
                 schedule.group(kind).armed(now());
@@ -132,7 +133,7 @@ Result run(const std::function<Step()>& program, double own_s, probe::SchedulePo
     };
     double cold = 0;
     while (own < own_s * 1e9) {
-        const Step next = program();
+        Step next = program();
         double left = next.gap_ns;
         while (wall + left > static_cast<double>(plan.wake_ns)) {
             const double part = std::max(static_cast<double>(plan.wake_ns) - wall, 0.0);
@@ -141,6 +142,9 @@ Result run(const std::function<Step()>& program, double own_s, probe::SchedulePo
         }
         wall += left + cold, cpu += left + cold, own += left;
         cold = 0;
+        // Large blocks are malloc's while that group sees to all of them.
+        if (next.kind == trace::AllocKind::large && !schedule.has_large())
+            next.kind = trace::AllocKind::malloc;
         if (shadow.runs && own >= shadow.until_own) end_shadow();
         if (shadow.runs && next.kind == shadow.window.group) {
             ++shadow.hits;
@@ -398,6 +402,72 @@ TEST_CASE("a first window whose clock goes backwards ends all the same") {
     }
     CHECK(hits > 30);
     CHECK(hits < 100);
+}
+
+TEST_CASE("bursts between milliseconds without: windows by the clock see more of them than shadows") {
+    // 200 blocks of line 1, half a microsecond apart, and one of line 2 behind them, every ten milliseconds.
+    int i = 0;
+    const Result r = run(
+        [&i] {
+            const int at = i++ % 201;
+            const double gap = at == 0 ? 9.9e6 : 500;
+            return Step{gap, at == 200 ? 2 : 1, 10'000, trace::AllocKind::malloc};
+        },
+        20);
+    CAPTURE(r.figures.malloc.windows);
+    CAPTURE(r.figures.malloc.copied_windows);
+    CHECK(r.figures.overhead < 0.07);
+    CHECK(r.figures.malloc.coverage > 0.015);
+    CHECK(r.ratio(1) == doctest::Approx(1).epsilon(0.4));
+    CHECK(r.ratio(2) == doctest::Approx(1).epsilon(0.5));
+}
+
+namespace {
+
+/// Five million small mallocs a second, a large one every `apart` of them.
+std::function<Step()> some_large(int apart) {
+    return [apart, i = 0]() mutable {
+        if (++i % apart == 0) return Step{200, 2, 300'000, trace::AllocKind::large};
+        return Step{200, 1, 700, trace::AllocKind::malloc};
+    };
+}
+
+}  // namespace
+
+TEST_CASE("large blocks among many small ones are all seen, within the budget") {
+    probe::SchedulePolicy policy;
+    policy.has_large = true;
+    const Result few = run(some_large(50'000), 10, policy);
+    CHECK(few.figures.overhead < 0.07);
+    CHECK(few.figures.malloc.coverage < 0.1);
+    CHECK(few.figures.coverage_large > 0.98);
+    CHECK(few.ratio(2) == doctest::Approx(1).epsilon(0.03));
+    CHECK(few.ratio(1) == doctest::Approx(1).epsilon(0.15));
+    // 5,000 a second: more than fit without a break.
+    const Result many = run(some_large(1000), 10, policy);
+    CHECK(many.figures.overhead < 0.07);
+    CHECK(many.figures.coverage_large < 0.5);
+    CHECK(many.ratio(2) == doctest::Approx(1).epsilon(0.1));
+    CHECK(many.ratio(1) == doctest::Approx(1).epsilon(0.2));
+}
+
+TEST_CASE("while malloc is watched without a break large blocks are malloc's") {
+    probe::SchedulePolicy policy;
+    policy.has_large = true;
+    // Quiet, a storm, quiet again: malloc goes to windows and comes back.
+    double t = 0;
+    const Result r = run(
+        [&t, i = 0]() mutable {
+            const bool storm = t > 2e9 && t < 4e9;
+            const double gap = storm ? 500 : 2e6;
+            t += gap;
+            if (++i % (storm ? 2000 : 5) == 0) return Step{gap, 2, 300'000, trace::AllocKind::large};
+            return Step{gap, 1, 700, trace::AllocKind::malloc};
+        },
+        8, policy);
+    CHECK(r.figures.overhead < 0.07);
+    CHECK(r.figures.coverage_large > 0.9);
+    CHECK(r.ratio(2) == doctest::Approx(1).epsilon(0.1));
 }
 
 TEST_CASE("a flood of small objects doesn't hide what goes to malloc") {
