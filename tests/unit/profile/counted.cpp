@@ -135,6 +135,51 @@ TEST_CASE("a leak of which hardly anything was seen is as large as the count, an
     CHECK(*leak.live_ci95 > 0.3 * *leak.live_bytes);
 }
 
+TEST_CASE("large blocks that were all seen, whose ends weren't: the count says how many live") {
+    constexpr std::uint64_t kLarge = 1'000'000;
+    constexpr std::size_t kLargeClass = LiveBlocks::chunk_class(LiveBlocks::chunk_of(kLarge));
+    Target t;
+    // Twenty of each line look alive, of the first because others have taken their places.
+    for (int i = 0; i < 20; ++i) {
+        for (const std::size_t line : {1, 2}) {
+            trace::Alloc a;
+            a.time_ns = kStart + static_cast<std::uint64_t>(i) * 100 * kMs;
+            a.address = t.address += 2 * kLarge;
+            a.size_bytes = line == 1 ? kLarge : 3 * kLarge;
+            a.kind = trace::AllocKind::large;
+            t.builder->add(a, t.lines.at(line - 1));
+        }
+    }
+    LiveBlocks counted;
+    counted.time_ns = kStart + 2100 * kMs;
+    counted.chunks = true;
+    counted.blocks[kLargeClass] = 2;
+    counted.bytes[kLargeClass] = 2.0 * kLarge;
+    const std::size_t other = LiveBlocks::chunk_class(LiveBlocks::chunk_of(3 * kLarge));
+    counted.blocks[other] = 20;
+    counted.bytes[other] = 60.0 * kLarge;
+    t.builder->add(counted);
+    const profile::Profile p = t.finish(2.2);
+    CHECK(*Target::figures(p, 1).alloc_bytes == doctest::Approx(20.0 * kLarge));
+    CHECK(*Target::figures(p, 1).live_bytes == doctest::Approx(2.0 * kLarge));
+    CHECK(*Target::figures(p, 2).live_bytes == doctest::Approx(60.0 * kLarge));
+    CHECK(*Target::figures(p, 2).live_ci95 < 0.1 * *Target::figures(p, 2).live_bytes);
+    CHECK_FALSE(p.totals.live_uncharged_bytes.has_value());
+}
+
+TEST_CASE("blocks whose ends would have been seen are among those that were counted, and are no others'") {
+    Target t;
+    for (int i = 0; i < 500; ++i) t.alloc(50, 1, 0);  // before objects went to windows
+    for (std::uint64_t w = 1; w <= 10; ++w) {
+        t.alloc(100.0 * static_cast<double>(w), 2, w);
+        t.window(100.0 * static_cast<double>(w), w);
+    }
+    t.count(1100, 50'000 + 700);  // each of line 1 stands for 100
+    const profile::Profile p = t.finish(1.2);
+    CHECK(*Target::figures(p, 1).live_bytes == doctest::Approx(50'000.0 * kSize));
+    CHECK(*Target::figures(p, 2).live_bytes == doctest::Approx(700.0 * kSize).epsilon(0.05));
+}
+
 TEST_CASE("what nobody's samples explain is said") {
     Target t;
     for (std::uint64_t w = 1; w <= 20; ++w) {
