@@ -69,9 +69,11 @@ class Seed(LiveTest):
         """These lines are where the memory comes from."""
         rows = [self.find_line(profile, target.source, target.lines[name]) for name in names]
         share = sum(row["memory_pct"] for row in rows if row)
-        # A share has an interval: of what the other lines have, so much may be by chance.
+        # A share has an interval: of what the other lines have, so much may be by chance. Where stops are dear a second has a
+        # handful of windows, and the profile says that it knows next to nothing.
+        shares = [(f["path"], r["line"], r["memory_pct"], r["memory_ci95"]) for f in profile["files"] for r in f["lines"]]
         others = [r["memory_ci95"] for f in profile["files"] for r in f["lines"] if r not in rows]
-        self.assertGreater(share, 80 - min(10, max(others, default=0)), [(f["path"], r["line"], r["memory_pct"]) for f in profile["files"] for r in f["lines"]])
+        self.assertGreater(share, max(20, 80 - max(others, default=0)), shares)
         places = [(h["path"], h["line"]) for h in profile["hotspots"]]
         for path, line in places:
             self.assertIn((path, line), [(target.source, target.lines[name]) for name in target.lines])
