@@ -1,12 +1,38 @@
+#include <array>
+#include <cstddef>
+#include <span>
+
+#include "memattach/base/clock.h"
 #include "memattach/probe/alloc_probe.h"
+#include "memattach/process/proc.h"
 
 namespace memattach::probe {
 
-/// Where large blocks come by alone is a site as the others are, and the last of them.
+namespace {
+
+/// Whether what stands in front of `code`'s end is a call (Intel SDM volume 2: E8 with 4 bytes, FF /2 with 1
+/// to 6 more).
+bool ends_with_call(std::span<const std::byte, 8> code) {
+    if (code[3] == std::byte{0xE8}) return true;
+    for (std::size_t length = 2; length <= 7; ++length) {
+        const std::size_t at = code.size() - length;
+        if (code[at] == std::byte{0xFF} && (code[at + 1] & std::byte{0x38}) == std::byte{0x10}) return true;
+    }
+    return false;
+}
+
+}  // namespace
+
+/// Where large blocks come by alone is a site as the others are, and the last of them. Nothing is stopped
+/// yet.
 void AllocProbe::find_large() {
+    // Any thread's will do; the second is for one that has only just been started.
+    constexpr int kMostThreads = 2;
+    int tried = 0;
     for (const python::ThreadState& state : reader_.threads()) {
+        if (state.pthread.value() == 0) continue;
         large_ = find_large_entry(memory_, map_, state.pthread.value());
-        if (large_) break;
+        if (large_ || ++tried == kMostThreads) break;
     }
     if (!large_) return;
     PlannedSite planned;
@@ -23,7 +49,38 @@ void AllocProbe::find_large() {
 
 /// Whether the large group sees this request, so that it isn't counted here.
 bool AllocProbe::is_larges(const Site& site, std::uint64_t asked, const user_regs_struct& regs) const {
-    return large_ && asked > large_->limit_bytes() && schedule_->has_large() && comes_by_large(site, regs);
+    return large_limit_bytes() != 0 && asked > large_limit_bytes() && comes_by_large(site, regs);
+}
+
+/// What requests have to be larger than to be the large group's at present; 0: they aren't.
+std::uint64_t AllocProbe::large_limit_bytes() const {
+    return large_ && !large_refused_ && schedule_->has_large() ? large_->limit_bytes() : 0;
+}
+
+/// Something else stands where its breakpoint should: large blocks are as all others are.
+void AllocProbe::refuse_large() {
+    large_refused_ = true;
+    shared_.figures.large_from_bytes.store(0, std::memory_order_relaxed);
+}
+
+/// Found on the stack where the return address of the call of malloc must be. A breakpoint is put there, so
+/// that it is looked at once more, the first time: code, and behind a call.
+bool AllocProbe::is_return_address(std::uint64_t address) {
+    if (return_points_.contains(address)) return true;
+    std::array<std::byte, 8> code{};
+    if (!memory_.read_exactly(base::Address(address - code.size()), code) || !ends_with_call(code))
+        return false;
+    const auto is_code = [&] {
+        const process::Mapping* mapping = process::find_mapping(maps_, base::Address(address));
+        return mapping != nullptr && mapping->executable;
+    };
+    if (is_code()) return true;
+    constexpr std::uint64_t kReadAgainNs = 1'000'000'000;
+    const std::uint64_t now_ns = base::monotonic_ns();
+    if (now_ns - maps_read_ns_ < kReadAgainNs) return false;
+    maps_read_ns_ = now_ns;
+    maps_ = process::read_maps(pid_);
+    return is_code();
 }
 
 void AllocProbe::on_large(pid_t tid, const user_regs_struct& regs) {
@@ -32,9 +89,11 @@ void AllocProbe::on_large(pid_t tid, const user_regs_struct& regs) {
     shared_.figures.hits.fetch_add(1, std::memory_order_relaxed);
     hit_counts_ = false;
     GroupSchedule& group = schedule_->group(trace::AllocKind::large);
-    const bool counts = !group.is_windowed() || in_window(trace::AllocKind::large);
+    const bool counts =
+        large_limit_bytes() != 0 && (!group.is_windowed() || in_window(trace::AllocKind::large));
     if (!counts && !tail_of(trace::AllocKind::large).is_watched()) return;
     const auto asked = large_->find_call(memory_, regs);
+    hit_counts_ = counts;  // whoever asks: a stop is a stop
     if (!asked || from_inside(map_, sites_.back().site, asked->return_address)) return;
     ThreadCalls& thread = threads_[tid];
     drop_stale(thread, asked->stack_pointer);
@@ -44,10 +103,14 @@ void AllocProbe::on_large(pid_t tid, const user_regs_struct& regs) {
     Call call;
     call.in_tail = !counts;
     if (counts) {
-        hit_counts_ = true;
         hit_.size_bytes = asked->size_bytes;
         hit_.sampled = call.kept = sampler_.keep(asked->size_bytes, sampling_bytes);
         if (!call.kept) return;
+    }
+    if (!is_return_address(asked->return_address)) {
+        hit_.sampled = false;
+        shared_.figures.lost_returns.fetch_add(1, std::memory_order_relaxed);
+        return;
     }
     call.site = sites_.size() - 1;
     call.stack_pointer = asked->stack_pointer + 8;

@@ -37,6 +37,7 @@ AllocProbe::AllocProbe(pid_t pid, const process::Memory& memory, const python::R
       sites_(std::move(planned)) {
     live_.reserve(1 << 16);
     return_points_.reserve(4096);
+    find_large();
 }
 
 void AllocProbe::start(Tracer& tracer) {
@@ -51,7 +52,6 @@ void AllocProbe::start(Tracer& tracer) {
     }
     const std::uint64_t now_ns = base::monotonic_ns();
     thread_states_.refresh(now_ns);
-    find_large();
     policy.has_large = large_.has_value();
     schedule_.emplace(policy, moment(now_ns));
     at_start_ = process::read_stat(pid_);
@@ -441,6 +441,7 @@ void AllocProbe::publish_figures() {
     out.overhead.store(figures.overhead, std::memory_order_relaxed);
     out.coverage_malloc.store(figures.malloc.coverage, std::memory_order_relaxed);
     out.coverage_object.store(figures.object.coverage, std::memory_order_relaxed);
+    out.large_windows.store(figures.large_windows, std::memory_order_relaxed);
     out.coverage_large.store(figures.coverage_large, std::memory_order_relaxed);
 }
 

@@ -204,9 +204,6 @@ void AllocTracer::even_out(Batch& batch) {
                 ? 1
                 : std::min(1.0, static_cast<double>(window.own_ns) / static_cast<double>(window.span_own_ns));
         window_fraction_[window_key(window.id, window.kind)] = fraction;
-        // Mappings are armed with the malloc group and share its windows.
-        if (window.kind == trace::AllocKind::malloc)
-            window_fraction_[window_key(window.id, trace::AllocKind::mmap)] = fraction;
         pending_.emplace_back(window);
     }
 }
@@ -342,6 +339,8 @@ AllocTracerStats AllocTracer::stats() const {
                    sites_.object_name.starts_with("mimalloc") ? "Python's allocations" : "small objects");
     if (out.hits > 0 && out.coverage_malloc < kFew)
         say_if_few(figures.malloc_windows.load(), "allocations by malloc");
+    if (out.large_from_bytes != 0 && out.coverage_large < kFew && figures.large_windows.load() > 0)
+        say_if_few(figures.large_windows.load(), "large blocks");
     // Each of them stops the process twice, whatever the budget is.
     constexpr double kManyThreads = 100;
     const double own_s = static_cast<double>(figures.own_ns.load()) / 1e9;

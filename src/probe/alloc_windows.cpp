@@ -25,8 +25,10 @@ trace::AllocKind other_of(trace::AllocKind kind) {
 }  // namespace
 
 Moment AllocProbe::moment(std::uint64_t now_ns, bool exact) const {
-    if (!exact) return {now_ns, tracer_->own_time_ns()};
-    return {now_ns, tracer_->exact_own_time_ns(), tracer_->parallel() > 1 && !tracer_->has_exact_time()};
+    Moment now{now_ns, tracer_->own_time_ns()};
+    now.is_late = tracer_->parallel() > 1;
+    if (exact) now.exact_ns = tracer_->exact_own_time_ns();
+    return now;
 }
 
 void AllocProbe::apply_plan(std::uint64_t now_ns) {
@@ -89,7 +91,7 @@ void AllocProbe::on_interrupted(pid_t tid, const user_regs_struct& regs, bool at
     } else {
         // A state that is there does for the other group too, if that waits for one.
         std::array<ShadowWindow, 2> windows{group.copy()};
-        const std::uint64_t limit_bytes = schedule_->has_large() ? large_->limit_bytes() : 0;
+        const std::uint64_t limit_bytes = large_limit_bytes();
         GroupSchedule& other = schedule_->group(other_of(*shadow_of_));
         shadow_of_both_ = other.wants_copy();
         if (shadow_of_both_) {
@@ -157,6 +159,7 @@ void AllocProbe::set_armed(trace::AllocKind kind, Armed armed) {
                                    changing_[i].index,
                                    i < arrived && present_byte == planned.point.original)) {
             shared_.figures.plant_failures.fetch_add(1, std::memory_order_relaxed);
+            if (kind == trace::AllocKind::large) refuse_large();
         }
     }
     for (const Redirect& redirect : map_.redirects) {

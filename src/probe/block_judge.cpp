@@ -79,13 +79,15 @@ constexpr std::uint64_t kSmall = 512;
 /// Of numbers, mostly.
 constexpr std::uint64_t kLarge = 96 << 10;
 
-Sight compare_untyped(const BlockContent& before, const BlockContent& now, std::uint64_t size_bytes) {
+Sight compare_untyped(const BlockContent& before, const BlockContent& now, std::uint64_t size_bytes,
+                      bool keeps_numbers) {
     constexpr std::uint32_t kFew = 4;
     const Changed c = count_changes(before, now, 0);
     bool other = false;
     if (size_bytes > kSmall) {
         other = c.pointers >= kFew && c.pointers_changed == c.pointers;
-        if (size_bytes > kLarge && c.pointers < kFew) other = c.set >= kFew && 4 * c.changed >= 3 * c.set;
+        if (size_bytes > kLarge && c.pointers < kFew && !keeps_numbers)
+            other = c.set >= kFew && 4 * c.changed >= 3 * c.set;
     } else if (c.pointers >= 2) {
         other = 2 * c.pointers_changed > c.pointers;
     } else {
@@ -165,7 +167,8 @@ Sight compare(const BlockContent& before, const BlockContent& now, BlockType typ
         if (marks.mimalloc && before.settled != 0 && now.words[0] != before.words[0] &&
             is_mimalloc_link(now.words[0], address, size_bytes))
             return Sight::changed;
-        return before.settled == 0 ? Sight::same : compare_untyped(before, now, size_bytes);
+        return before.settled == 0 ? Sight::same
+                                   : compare_untyped(before, now, size_bytes, marks.keeps_numbers);
     }
     const std::size_t t = type.index;
     if (now.words[t] != before.words[t]) return Sight::changed;

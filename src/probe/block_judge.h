@@ -77,6 +77,8 @@ struct FreeMarks {
     std::uint64_t pool_bytes = 0;   ///< of pymalloc's pools; 0: it isn't concerned
     bool mimalloc = false;          ///< the interpreter's own
     bool split_references = false;  ///< objects count as free-threaded builds have it
+    /// Large blocks of numbers may be computed anew in the same place: they were there before the session.
+    bool keeps_numbers = false;
 };
 
 enum class Sight : std::uint8_t { same, changed, maybe_free };

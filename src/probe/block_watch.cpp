@@ -38,7 +38,7 @@ std::uint64_t thread_cpu_ns() {
 }  // namespace
 
 BlockWatch::BlockWatch(const process::Memory& memory, const python::Runtime& runtime, const SiteMap& sites,
-                       double growth)
+                       double growth, bool keeps_numbers)
     : memory_(memory),
       types_(std::make_unique<BlockTypes>(memory, runtime.layout, runtime.free_threaded)),
       always_there_(runtime.address),
@@ -47,6 +47,7 @@ BlockWatch::BlockWatch(const process::Memory& memory, const python::Runtime& run
       glibc_(sites.malloc_name == "glibc"),
       objects_in_glibc_(glibc_ && sites.object_name.starts_with("malloc")),
       split_references_(runtime.free_threaded),
+      keeps_numbers_(keeps_numbers),
       growth_(growth) {}
 
 BlockWatch::~BlockWatch() = default;
@@ -252,7 +253,7 @@ BlockWatch::Verdict BlockWatch::judge(const Look& look, Block& block) {
     const BlockType type{block.type_index, static_cast<BlockType::Changes>(block.type_changes)};
     const auto compare_with = [&](std::uint64_t pool_bytes) {
         const FreeMarks marks{pool_bytes, mimalloc_ && block.kind == trace::AllocKind::object,
-                              split_references_};
+                              split_references_, keeps_numbers_};
         return compare(block.content, now, type, look.address, block.size_bytes, marks);
     };
     Sight sight = compare_with(is_pooled && block.unsure < kMostUnsure ? pool_bytes_ : 0);

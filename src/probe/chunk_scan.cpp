@@ -30,7 +30,7 @@ constexpr std::uint64_t kPage = 4096;
 /// M_MMAP_THRESHOLD is 128 KB at least, unless a program has set it.
 constexpr std::uint64_t kLeastMapped = 64 << 10;
 // /proc/PID/pagemap, Documentation/admin-guide/mm/pagemap.rst: a word a page
-constexpr std::uint64_t kPresent = std::uint64_t{1} << 63;
+constexpr std::uint64_t kPresent = std::uint64_t{1} << 63, kSwapped = std::uint64_t{1} << 62;
 
 std::uint64_t align(std::uint64_t address) {
     return (address + 15) / 16 * 16;
@@ -111,6 +111,7 @@ bool ChunkScan::walk(Heap heap, ChunkCounts& counts) {
             // It grows and shrinks with what is at its end.
             heap.to = end_of(heap).value_or(heap.to);
             if (at == heap.to) break;
+            if (heap.to - heap.from > kMostBytes) return false;
             if (at > farthest + kBuffer) back = kFirstBack;  // another place
             farthest = std::max(farthest, at);
             for (std::size_t i = 0; i < back && way.size() > 1; ++i) way.pop_back();
@@ -152,15 +153,17 @@ bool ChunkScan::find_mapped(const process::Mapping& mapping, ChunkCounts& counts
             ::pread(pagemap_.get(), present.data(), 8 * pages, static_cast<off_t>(at / kPage * 8)) < 0)
             pagemap_.reset();
         pieces.clear();
+        bytes_passed_ += pages * kPage;
         for (std::size_t i = 0; i < pages; ++i) {
             heads[i] = {};
+            if ((present[i] & kSwapped) != 0) return false;
             if ((present[i] & kPresent) == 0) continue;
             pieces.push_back({base::Address(at + i * kPage), std::as_writable_bytes(std::span(heads[i]))});
         }
         for (std::size_t i = 0; i < pieces.size();)
             i += memory_.read_pieces(std::span(pieces).subspan(i)) + 1;
         pages_read_ += pieces.size();
-        if (pages_read_ > kMostPages) return false;
+        if (pages_read_ > kMostPages || bytes_passed_ > kMostMapped) return false;
         const std::uint64_t first = at;
         for (at += pages * kPage; const Head& head : heads) {
             const std::uint64_t here = first + static_cast<std::uint64_t>(&head - heads.data()) * kPage;
@@ -239,8 +242,16 @@ std::optional<ChunkCounts> ChunkScan::count(const std::vector<process::Mapping>&
         if (!done) return std::nullopt;
     }
     pages_read_ = 0;
-    for (const process::Mapping* mapping : others)
-        if (!find_mapped(*mapping, counts)) return std::nullopt;
+    bytes_passed_ = 0;
+    counts.large = std::all_of(others.begin(), others.end(), [&](const process::Mapping* mapping) {
+        return find_mapped(*mapping, counts);
+    });
+    if (counts.large) return counts;
+    for (std::size_t i = trace::LiveBlocks::chunk_class(trace::LiveBlocks::kLargestInHeap);
+         i < trace::LiveBlocks::kClasses; ++i) {
+        counts.blocks[i] = counts.bytes[i] = 0;
+        picked_[i].clear();
+    }
     return counts;
 }
 

@@ -29,7 +29,6 @@ constexpr double kFirstCopyCostNs = 1e6;
 /// this share of the time between two hits; after so many of them shadows are tried again, and judged after a
 /// few.
 constexpr double kClockOff = 0.35;
-constexpr std::uint64_t kClockWindows = 256;
 /// The first ones of all find the pages that a program uses: they are judged after kCopiesToJudge.
 constexpr double kLeastComplete = 0.5;
 /// The same, however dense, where less than this share of the shadows got as far as some hits: on machines
@@ -63,6 +62,7 @@ void GroupSchedule::plan_span(double own_now) {
     window_ns_ = std::min({length, allowed, span_ns_});
     window_start_ = span_start_ + std::uniform_real_distribution<double>()(random_) * (span_ns_ - window_ns_);
     const double dense = kDense / (clock_.stop_cpu_ns() + StopClock::kColdNs);
+    averages_ = clock_sees_more;
     dense_ = window_id_ > 0 && !clock_sees_more && (density > dense || (copies_ && long_density() > dense));
     copy_ = dense_ && copies_ && failed_copies_ < kMostFailedCopies && !prefers_clock();
     if (copy_) {
@@ -93,6 +93,8 @@ double GroupSchedule::plan_copy_span(double budget) const {
 /// be much longer, and what its stops are off by is little then, however dense the bursts are.
 bool GroupSchedule::sees_more_by_clock(double budget, double copy_span_ns) const {
     const double density = long_density();
+    // A window that a burst has ended before its time is counted for too much: such bursts aren't for it.
+    if (window_id_ < no_average_before_) return false;
     if (long_own_.count < kCopiesToJudge || density * cost_off_ns() > kAveragedOff) return false;
     return budget / (std::max(density, 1e-7) * hit_cost_ns()) > copy_ns_ / copy_span_ns;
 }

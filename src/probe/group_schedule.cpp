@@ -104,7 +104,9 @@ void GroupSchedule::open_window(Moment now) {
 void GroupSchedule::armed(Moment now) {
     if (phase_ != Phase::in_window) return;
     window_opened_ = clock_.own_ns(now);
-    window_cpu_start_ = static_cast<double>(now.cpu_ns);
+    window_burnt_ = clock_.burnt_ns();
+    window_cpu_start_ = now.cpu_ns;
+    window_exact_start_ = now.exact_ns;
     window_stops_start_ = clock_.stops();
     window_hits_ = window_bytes_ = 0;
     fresh_ = true;
@@ -116,7 +118,9 @@ double GroupSchedule::dense_hits() const {
 }
 
 double GroupSchedule::window_cpu_ns(Moment now) const {
-    return static_cast<double>(now.cpu_ns) - window_cpu_start_;
+    const std::uint64_t from = is_window_exact(now) ? window_exact_start_ : window_cpu_start_;
+    const std::uint64_t to = is_window_exact(now) ? now.exact_ns : now.cpu_ns;
+    return static_cast<double>(to) - static_cast<double>(from);
 }
 
 /// The other group's stops make this one's time as unsure as its own.
@@ -125,8 +129,8 @@ double GroupSchedule::stops_in_window() const {
 }
 
 /// As the clock has it: below zero where stops were overrated.
-double GroupSchedule::clocked_ns(double own_ns) const {
-    return own_ns - window_opened_;
+double GroupSchedule::clocked_ns(Moment now) const {
+    return window_cpu_ns(now) - (clock_.burnt_ns() - window_burnt_);
 }
 
 /// Where own time can be computed a window is over when it is as long as planned. A dense one ends after so
@@ -148,7 +152,7 @@ Arrival GroupSchedule::arrive(Moment now, std::size_t parallel) {
     if (phase_ != Phase::in_window || copy_) return Arrival::ignore;
     const bool fresh = std::exchange(fresh_, false);
     if (fresh && window_cpu_ns(now) < kPendingNs) return Arrival::ignore;
-    const double left = longest_ns() - clocked_ns(clock_.own_ns(now));
+    const double left = longest_ns() - clocked_ns(now);
     if (left <= 0 || has_enough()) return Arrival::closing;
     surely_open_until_ns_ = now.wall_ns + static_cast<std::uint64_t>(
                                               left / static_cast<double>(std::max<std::size_t>(parallel, 1)));
@@ -212,7 +216,7 @@ void GroupSchedule::copied(const ShadowResult& result) {
 
 void GroupSchedule::close(Moment now) {
     if (phase_ != Phase::in_window) return;
-    const double clocked = clocked_ns(clock_.own_ns(now));
+    const double clocked = clocked_ns(now);
     const bool cut = window_stopped_ > kLongestWindowStopNs && clocked < window_ns_;
     // The end of a window that wasn't ended by its hits lay between the last that counted and this moment: it
     // was exactly as long as planned.
@@ -224,6 +228,7 @@ void GroupSchedule::end_by_clock(Moment now, double clocked, bool cut) {
     if (cut) ++cut_windows_;
     if (dense_) ++dense_windows_;
     dense_ = false;
+    if (std::exchange(averages_, false) && is_surprised()) no_average_before_ = window_id_ + kClockWindows;
     if (clock_windows_ > 0) clocked -= kColdCachesNs * stops_in_window();
     Closed window;
     window.id = window_id_;
@@ -239,7 +244,7 @@ void GroupSchedule::end_by_clock(Moment now, double clocked, bool cut) {
         pooled_hits_.add(window_hits_, kPooled);
     }
     Length length = length_of(window);
-    if (now.is_late)
+    if (now.is_late && !is_window_exact(now))
         length.spread =
             std::hypot(length.spread, std::min(kTickNs / std::max(length.own_ns, 1.0), kMostLate));
     span_ns_ = std::max(span_ns_, window.start + length.own_ns);
@@ -337,7 +342,7 @@ GroupPlan GroupSchedule::step(Moment now) {
             }
         } else if (phase_ == Phase::in_window) {
             // A dense window is ended by the hit behind its last one, which finds the thread stopped.
-            const double length = clocked_ns(t);
+            const double length = clocked_ns(now);
             if (length >= longest_ns() || window_stopped_ > kLongestWindowStopNs)
                 end_by_clock(now, length, length < window_ns_);
         }
@@ -386,7 +391,7 @@ void GroupSchedule::finish(Moment now) {
         settle_always(now);
     } else if (phase_ == Phase::in_window && !copy_) {
         span_ns_ = std::max(own_now - span_start_, 1.0);
-        end_by_clock(now, clocked_ns(own_now), false);
+        end_by_clock(now, clocked_ns(now), false);
     }
 }
 

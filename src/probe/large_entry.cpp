@@ -12,7 +12,7 @@ namespace memattach::probe {
 namespace {
 
 constexpr std::uint64_t kPage = 4096;
-constexpr std::size_t kMostSteps = 400;
+constexpr std::size_t kMostSteps = 400, kMostPages = 256;
 /// Anywhere: the stack is a copy of nothing.
 constexpr std::uint64_t kStackTop = 0x7000'0000'8000, kReturn = 0x7000'1000'0000;
 constexpr std::uint64_t kZeroFlag = 1U << 6;
@@ -71,6 +71,7 @@ class Copy final : public OperandMemory {
 
     Page* find(std::uint64_t address, bool to_write) {
         if (const auto written = written_.find(address); written != written_.end()) return &written->second;
+        if (read_.size() >= kMostPages && !read_.contains(address)) return nullptr;
         const auto [page, is_new] = read_.try_emplace(address);
         if (is_new && !memory_.read_exactly(base::Address(address), page->second)) {
             read_.erase(page);
@@ -99,13 +100,15 @@ class Follower {
 
     Follower(const process::Memory& memory, std::uint64_t fs_base) : copy_(memory), fs_base_(fs_base) {}
 
-    /// `inverted`: the step whose condition is taken for its opposite.
-    Path call(const Site& site, std::uint64_t bytes, std::size_t inverted = kMostSteps) {
+    /// `inverted`: the step whose condition is taken for its opposite. `lower`: the caller's stack is so many
+    /// bytes farther down.
+    Path call(const Site& site, std::uint64_t bytes, std::size_t inverted = kMostSteps,
+              std::uint64_t lower = 0) {
         copy_.restore();
         user_regs_struct regs{};
         regs.fs_base = fs_base_;
         regs.eflags = 0x202;
-        regs.rsp = kStackTop - 8;  // as behind a call
+        regs.rsp = kStackTop - lower - 8;  // as behind a call
         regs.rip = site.address.value();
         regs.rdi = site.args.count == Argument::none ? bytes : 1;
         regs.rsi = site.args.count == Argument::none ? 0 : bytes;
@@ -228,7 +231,10 @@ class Search {
     void add_ways(LargeEntry& entry, const Site& site) {
         const Follower::Path path = follower_.call(site, kLarge);
         add_way(entry, path);
-        for (std::size_t i = 0; i < path.size(); ++i)
+        // Where frames are as long as the caller's stack is aligned nothing can be said of others'.
+        for (const std::uint64_t lower : {16, 32, 48})
+            add_way(entry, follower_.call(site, kLarge, kMostSteps, lower));
+        for (std::size_t i = 0; i < path.size() && path[i].address != entry.address; ++i)
             if (path[i].is_condition) add_way(entry, follower_.call(site, kLarge, i));
     }
 
@@ -349,6 +355,12 @@ std::optional<LargeEntry> find_large_entry(const process::Memory& memory, const 
     const std::size_t of_malloc = entry->ways.size();
     search.add_ways(*entry, *calloc);
     if (of_malloc == 0 || entry->ways.size() == of_malloc) return std::nullopt;
+    // Each must be told from the others by what it returns to.
+    for (const LargeEntry::Way& way : entry->ways) {
+        const auto alike = std::count_if(entry->ways.begin(), entry->ways.end(),
+                                         [&](const auto& other) { return other.returns == way.returns; });
+        if (way.returns.empty() || alike != 1) return std::nullopt;
+    }
     return entry;
 }
 

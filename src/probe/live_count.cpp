@@ -36,7 +36,7 @@ LiveCount::LiveCount(int pid, const process::Memory& memory, const python::Runti
       chunks_(sites.malloc_name == "glibc" && !sites.object_name.starts_with("malloc")),
       pools_(pid, memory),
       heaps_(memory, pid),
-      watch_(memory, runtime, sites, kGrowth) {}
+      watch_(memory, runtime, sites, kGrowth, true) {}
 
 LiveCount::~LiveCount() = default;
 
@@ -60,6 +60,7 @@ LiveCount::Counts LiveCount::count(std::size_t picked) {
     if (chunks_) {
         const auto counts = heaps_.count(maps, picked);
         counted_chunks_ = counts.has_value();
+        large_ = large_ && counts.has_value() && counts->large;
         if (picked > 0) chunks_ = counted_chunks_;
         for (std::size_t i = LiveBlocks::kObjectClasses; counts && i < LiveBlocks::kClasses; ++i) {
             out.blocks[i] = static_cast<double>(counts->blocks[i]);
@@ -196,6 +197,7 @@ std::optional<LiveBlocks> LiveCount::count_again() {
     out.pid = pid_;
     out.objects = objects_;
     out.chunks = counted_chunks_;
+    out.large = counted_chunks_ && large_;
     for (std::size_t i = 0; i < LiveBlocks::kClasses; ++i) {
         const double share = picked_[i] > 0 ? gone_[i] / picked_[i] : 0.5;
         const double likely = (gone_[i] + 1) / (picked_[i] + 2);  // never quite 0 or 1

@@ -160,6 +160,7 @@ Schedule::Figures Schedule::figures(Moment now) const {
     if (large_) {
         const double paused = paused_ns_ + (large_paused_ ? f.own_ns - paused_since_ : 0);
         const double armed = large_paused_ ? large_->armed_ns() : large_->figures(now).coverage * f.own_ns;
+        f.large_windows = large_->figures(now).windows;
         f.coverage_large = f.own_ns > 0 ? std::clamp((armed + paused) / f.own_ns, 0.0, 1.0) : 1;
     }
     return f;

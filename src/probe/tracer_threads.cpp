@@ -142,11 +142,7 @@ std::optional<pid_t> Tracer::interrupt_running(std::mt19937_64& random) {
 }
 
 std::uint64_t Tracer::exact_own_time_ns() const {
-    return has_exact_time() ? clock_.read_ns() : clock_.read_late_ns();
-}
-
-bool Tracer::has_exact_time() const {
-    return clock_.is_exact() && threads_.size() <= TargetClock::kMostThreads;
+    return clock_.is_exact() && threads_.size() <= TargetClock::kMostThreads ? clock_.read_ns() : 0;
 }
 
 std::optional<std::uint64_t> Tracer::peek(pid_t tid, std::uint64_t address) {

@@ -92,7 +92,8 @@ void Ledger::add(const trace::Alloc& alloc, CellId cell) {
     Account& account = accounts_[index];
     account.alloc.add(size * times, kept, alloc.kind, alloc.window);
     account.count.add(times, kept, alloc.kind, alloc.window);
-    if (alloc.window != 0) account.windowed_alloc += size * times;
+    const bool is_estimated = alloc.window != 0 || alloc.kind == trace::AllocKind::large;
+    if (is_estimated) account.windowed_alloc += size * times;
     account.born[slots_.slot_of(since_start(alloc.time_ns))] += 1;
 
     Block block{index, alloc.kind, alloc.size_bytes, size * times, kept, alloc.window, alloc.time_ns, false};

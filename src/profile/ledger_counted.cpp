@@ -15,6 +15,7 @@ struct Estimate {
 };
 Estimate combine(const Estimate& a, const Estimate& b) {
     if (!(a.variance > 0)) return a;
+    if (!(b.variance > 0)) return b;
     const double of_a = 1 / a.variance;
     const double of_b = 1 / b.variance;
     return {(a.value * of_a + b.value * of_b) / (of_a + of_b), 1 / (of_a + of_b)};
@@ -47,6 +48,7 @@ void Ledger::add(const trace::LiveBlocks& blocks) {
     if (!blocks.chunks && before.chunks) keep(kObjects, kAll);
     counted.objects = blocks.objects || before.objects;
     counted.chunks = blocks.chunks || before.chunks;
+    counted.large = blocks.chunks ? blocks.large : before.large;
     // From one count to the next in a straight line.
     const double t0 = entry.counted_ns * 1e-9;
     const double t1 = std::max(now_ns_ * 1e-9, t0);
@@ -85,6 +87,7 @@ std::optional<std::uint32_t> Ledger::class_of(const Block& block) const {
     if (!is_chunk || !counted.chunks) return std::nullopt;
     const std::uint64_t chunk = trace::LiveBlocks::chunk_of(block.size);
     if (chunk > trace::LiveBlocks::kLargestChunk) return std::nullopt;
+    if (chunk >= trace::LiveBlocks::kLargestInHeap && !counted.large) return std::nullopt;
     return trace::LiveBlocks::chunk_class(chunk);
 }
 
@@ -117,8 +120,10 @@ void Ledger::CountedParts::add_known(const Block& block) {
     const auto size_class = ledger_.class_of(block);
     if (!size_class) return;
     Seen& seen = seen_[{ledger_.accounts_[block.account].pid, *size_class}];
-    seen.blocks += block.weight / static_cast<double>(block.size);
+    const double blocks = block.weight / static_cast<double>(block.size);
+    seen.blocks += blocks;
     seen.bytes += block.weight;
+    seen.variance += blocks * blocks * (1 - block.kept);
 }
 
 /// At any moment there are as many brief ones as there were on average.
@@ -157,6 +162,7 @@ double Ledger::CountedParts::settle(const std::function<void(std::uint32_t accou
         trace::LiveBlocks& of_pid = rest.at(of.first);
         of_pid.blocks[of.second] = std::max(0.0, of_pid.blocks[of.second] - seen.blocks);
         of_pid.bytes[of.second] = std::max(0.0, of_pid.bytes[of.second] - seen.bytes);
+        of_pid.variance[of.second] += seen.variance;
     }
     double uncharged = 0;
     for (const auto& [pid, counted] : rest)
@@ -171,24 +177,25 @@ double Ledger::CountedParts::settle(const std::function<void(std::uint32_t accou
         const trace::LiveBlocks& counted = rest.at(key.first);
         const double sampled = whole.blocks.value();
         const double groups = std::max(whole.blocks.effective_groups(), 1.0);
-        // Large ones that were watched for without a break have all been seen.
+        const Estimate by_samples = {
+            sampled, std::max(whole.blocks.uncertainty(ledger_.times_).variance, sampled * sampled / groups)};
+        // Large ones that were watched for without a break have all been seen, but not their ends.
         const bool all_seen = !whole.blocks.has_windows();
-        const Estimate by_samples = {sampled, std::max(whole.blocks.uncertainty(ledger_.times_).variance,
-                                                       all_seen ? 0 : sampled * sampled / groups)};
         Known& entry = known[key];
         const double more = counted.blocks[key.second] - sampled;
         const bool strangers =
             !whole.lives && more > kZ95 * std::sqrt(counted.variance[key.second] + by_samples.variance);
         if (strangers) uncharged += counted.bytes[key.second] * more / counted.blocks[key.second];
-        const Estimate best =
-            strangers ? by_samples
-                      : combine({counted.blocks[key.second], counted.variance[key.second]}, by_samples);
+        const Estimate by_count = {counted.blocks[key.second], counted.variance[key.second]};
+        const Estimate best = strangers ? by_samples : all_seen ? by_count : combine(by_count, by_samples);
         if (!(sampled > 0)) continue;
         entry.growth_factor = entry.factor = best.value / sampled;
         // Few samples know little of when the others were allocated; the counts do.
-        if (entry_of.counts >= kFewCounts && whole.growth.value() > 0 && counted.blocks[key.second] > 0)
-            // Counted bytes are the allocator's; a row has what was asked for.
+        if (entry_of.counts >= kFewCounts && whole.growth.value() > 0 && counted.bytes[key.second] > 0)
+            // Counted bytes are the allocator's; a row has what was asked for. What of them has been seen to
+            // live has a growth of its own.
             entry.growth_factor = std::max(0.0, entry_of.slope(key.second, now_ns_)) *
+                                  (counted.bytes[key.second] / entry_of.counted.bytes[key.second]) *
                                   (best.value / sampled) * (whole.live.value() / counted.bytes[key.second]) /
                                   whole.growth.value();
         // Somebody of whom no group of windows happened to see anything may be there as well.

@@ -48,7 +48,7 @@ class Ledger::CountedParts {
     double now_ns_;
     std::unordered_map<Key, Part> parts_;
     struct Seen {
-        double blocks = 0, bytes = 0;
+        double blocks = 0, bytes = 0, variance = 0;
     };
     std::map<std::pair<std::int32_t, std::uint32_t>, Seen> seen_;  ///< by process and size class
 };

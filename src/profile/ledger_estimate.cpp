@@ -74,7 +74,7 @@ std::vector<Ledger::Living> Ledger::living(double now_ns, const TimeSlots& slots
         }
         if (!block.is_estimated()) counted.add_known(block);
         living.live.add(block.weight, block.kept, block.kind, block.window);
-        if (block.window != 0) {
+        if (block.is_estimated()) {
             living.windowed += block.weight;
             living.sampled += block.weight;
         }

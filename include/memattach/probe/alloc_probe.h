@@ -22,6 +22,7 @@
 #include "memattach/probe/thread_states.h"
 #include "memattach/probe/trace_shared.h"
 #include "memattach/probe/tracer.h"
+#include "memattach/process/maps.h"
 #include "memattach/process/proc.h"
 #include "memattach/python/reader.h"
 
@@ -121,6 +122,9 @@ class AllocProbe final : public TracerClient {
     void on_entry(pid_t tid, std::size_t index, const user_regs_struct& regs);
     void find_large();
     void on_large(pid_t tid, const user_regs_struct& regs);
+    void refuse_large();
+    [[nodiscard]] std::uint64_t large_limit_bytes() const;
+    [[nodiscard]] bool is_return_address(std::uint64_t address);
     [[nodiscard]] bool is_larges(const Site& site, std::uint64_t asked, const user_regs_struct& regs) const;
     void on_return(pid_t tid, std::uint64_t address, const user_regs_struct& regs);
     void begin_call(pid_t tid, std::size_t index, const user_regs_struct& regs, Call call);
@@ -156,7 +160,10 @@ class AllocProbe final : public TracerClient {
     std::optional<trace::AllocKind> shadow_of_;  ///< for whom the shadow is at work
     bool shadow_of_both_ = false;                ///< and for the other group, which it came in time for
     std::vector<PlannedSite> sites_;
-    std::optional<LargeEntry> large_;           ///< the last of the sites
+    std::optional<LargeEntry> large_;  ///< the last of the sites
+    bool large_refused_ = false;
+    std::vector<process::Mapping> maps_;
+    std::uint64_t maps_read_ns_ = 0;
     std::array<Armed, kKinds.size()> armed_{};  ///< by AllocKind
     std::array<Tail, kKinds.size()> tails_;     ///< likewise
     std::unordered_map<pid_t, ThreadCalls> threads_;

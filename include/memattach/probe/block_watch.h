@@ -49,8 +49,10 @@ class BlockWatch {
     /// Looks are so far apart, as a share of the block's age.
     static constexpr double kGrowth = 0.12;
 
+    /// `growth`: as kGrowth. `keeps_numbers`: a large block of numbers that have all changed is the same one
+    /// (block_judge.h).
     BlockWatch(const process::Memory& memory, const python::Runtime& runtime, const SiteMap& sites,
-               double growth = kGrowth);
+               double growth = kGrowth, bool keeps_numbers = false);
     ~BlockWatch();
     BlockWatch(const BlockWatch&) = delete;
     BlockWatch& operator=(const BlockWatch&) = delete;
@@ -125,7 +127,7 @@ class BlockWatch {
     const process::Memory& memory_;
     std::unique_ptr<BlockTypes> types_;
     base::Address always_there_;
-    bool pymalloc_, mimalloc_, glibc_, objects_in_glibc_, split_references_;
+    bool pymalloc_, mimalloc_, glibc_, objects_in_glibc_, split_references_, keeps_numbers_;
     double growth_;
     std::uint64_t pool_bytes_ = 0;  ///< 0: not known yet
     std::mt19937 random_{1};

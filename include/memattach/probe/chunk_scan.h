@@ -34,13 +34,17 @@ struct Chunk {
 
 struct ChunkCounts {
     std::array<std::uint64_t, trace::LiveBlocks::kClasses> blocks{}, bytes{};
+    bool large = false;  ///< those above LiveBlocks::kLargestInHeap too
 };
 
 class ChunkScan {
   public:
-    /// Heaps of more than this together aren't read, nor mappings of more pages.
+    /// Heaps of more than this together aren't read.
     static constexpr std::uint64_t kMostBytes = std::uint64_t{1} << 30;
+    /// Nor are more pages of other mappings, or mappings of more bytes than that looked through: large chunks
+    /// are not counted then. The same where some are swapped out.
     static constexpr std::size_t kMostPages = 400'000;
+    static constexpr std::uint64_t kMostMapped = std::uint64_t{64} << 30;
 
     explicit ChunkScan(const process::Memory& memory, int pid = 0);
     /// Chunks in use of up to LiveBlocks::kLargestChunk. `picked`: up to so many of each class, at random.
@@ -70,6 +74,7 @@ class ChunkScan {
     int pid_;
     base::UniqueFd pagemap_;
     std::size_t pages_read_ = 0;
+    std::uint64_t bytes_passed_ = 0;
     base::PageBuffer buffer_;
     std::uint64_t loaded_ = 0, loaded_end_ = 0;
     std::size_t wanted_ = 0;

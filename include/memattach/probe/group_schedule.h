@@ -158,6 +158,9 @@ class GroupSchedule {
     [[nodiscard]] bool is_clockable() const;
     [[nodiscard]] double dense_hits() const;
     [[nodiscard]] double window_cpu_ns(Moment now) const;
+    [[nodiscard]] bool is_window_exact(Moment now) const {
+        return window_exact_start_ != 0 && now.exact_ns != 0;
+    }
     void begin_window(Moment now);
     void review_always(Moment now);
     void settle_always(Moment now);
@@ -166,9 +169,11 @@ class GroupSchedule {
     [[nodiscard]] bool has_enough() const;
     [[nodiscard]] double longest_ns() const;
     [[nodiscard]] bool is_surprised() const;
-    [[nodiscard]] double clocked_ns(double own_ns) const;
+    [[nodiscard]] double clocked_ns(Moment now) const;
 
-    static constexpr double kCopiesToJudge = 16;  ///< shadows, to say how they fare
+    static constexpr double kCopiesToJudge = 16;  ///< windows, to say how shadows fare, or how dense hits are
+    /// So many windows go another way before the usual one is tried again.
+    static constexpr std::uint64_t kClockWindows = 256;
 
     Policy policy_;
     const StopClock& clock_;
@@ -186,7 +191,8 @@ class GroupSchedule {
     // the present span, in own time
     Phase phase_ = Phase::before_window;
     double span_start_ = 0, span_ns_ = 0, window_start_ = 0, window_ns_ = 0;
-    double window_opened_ = 0, window_stopped_ = 0, window_cpu_start_ = 0;
+    double window_opened_ = 0, window_stopped_ = 0, window_burnt_ = 0;
+    std::uint64_t window_cpu_start_ = 0, window_exact_start_ = 0;
     double window_hits_ = 0, window_bytes_ = 0;
     std::uint64_t window_stops_start_ = 0;  ///< of the clock, when the window was armed
     std::uint64_t opened_wall_ns_ = 0, window_id_ = 0;
@@ -199,6 +205,8 @@ class GroupSchedule {
 
     bool fresh_ = false;  ///< no hit has arrived since the window was armed
     std::uint64_t surely_open_until_ns_ = 0;
+    bool averages_ = false;                ///< the window is as long as hits are apart on average
+    std::uint64_t no_average_before_ = 0;  ///< the first window that may be so again
     bool dense_ = false;  ///< the window is planned for hits so dense that the CPU clock can't tell its time
     // windows that are spent by a shadow
     bool copies_ = false, copy_ready_ = false;

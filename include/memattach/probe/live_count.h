@@ -68,6 +68,7 @@ class LiveCount {
     const process::Memory& memory_;
     bool objects_, chunks_;        ///< can be counted
     bool counted_chunks_ = false;  ///< the last time: heaps in use can't always be followed to their ends
+    bool large_ = true;            ///< so far large chunks could be counted each time
     PoolScan pools_;
     ChunkScan heaps_;
     BlockWatch watch_;

@@ -147,6 +147,7 @@ class Schedule {
         std::uint64_t hits = 0;
         std::uint64_t null_traps = 0;
         GroupSchedule::Figures malloc, object;
+        std::uint64_t large_windows = 0;
         double coverage_large = 0;  ///< share of own time in which large blocks were seen, by either group
     };
     [[nodiscard]] Figures figures(Moment now) const;

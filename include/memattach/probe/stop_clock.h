@@ -15,7 +15,11 @@ namespace memattach::probe {
 struct Moment {
     std::uint64_t wall_ns = 0;
     std::uint64_t cpu_ns = 0;
-    /// cpu_ns may lack what threads that run elsewhere have used since the last tick (target_clock.h).
+    /// By TargetClock::read_ns(), where that was asked: only differences mean something. 0: it wasn't, or
+    /// can't be.
+    std::uint64_t exact_ns = 0;
+    /// Several threads can run at a time: cpu_ns may lack what those that run elsewhere have used since the
+    /// last tick (target_clock.h).
     bool is_late = false;
 };
 

@@ -16,7 +16,8 @@ struct TraceFigures {
     std::atomic<std::uint64_t> hits, samples, stops, steps, threads_started, unknown_frees, lost_returns,
         null_traps;
     std::atomic<std::uint64_t> stopped_ns, longest_stop_ns, own_ns, hit_wall_ns, hit_cpu_ns;
-    std::atomic<std::uint64_t> malloc_windows, malloc_dense, object_windows, object_dense, plant_failures;
+    std::atomic<std::uint64_t> malloc_windows, malloc_dense, object_windows, object_dense, large_windows,
+        plant_failures;
     std::atomic<double> overhead, coverage_malloc, coverage_object, coverage_large;
     std::atomic<std::uint64_t> large_from_bytes;  ///< 0: large blocks have no site of their own
 };

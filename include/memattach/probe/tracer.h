@@ -130,10 +130,9 @@ class Tracer {
     /// So many threads of the target can run at a time.
     [[nodiscard]] std::size_t parallel() const { return std::min(threads_.size(), cpus_); }
     /// The processor time that all threads of the target have used, as TargetClock::read_late_ns() and
-    /// read_ns() have it.
+    /// read_ns() have it; the latter is 0 where that isn't exact.
     [[nodiscard]] std::uint64_t own_time_ns() const { return clock_.read_late_ns(); }
     [[nodiscard]] std::uint64_t exact_own_time_ns() const;
-    [[nodiscard]] bool has_exact_time() const;
     [[nodiscard]] const StopStats& stats() const { return stats_; }
     /// What this process has used of its processor, which is that of the thread that it serves, besides
     /// stops: waking up at some time, arming, disarming. Since it was last asked, ns.

@@ -98,10 +98,13 @@ struct LiveBlocks {
     static constexpr std::size_t kClasses = kObjectClasses + kChunkClasses;
     static constexpr std::uint64_t kLargestObject = 512;
     static constexpr std::uint64_t kLargestChunk = (std::uint64_t{1} << 40) - 16;
+    /// Chunks above this are mapped one by one, or may be.
+    static constexpr std::uint64_t kLargestInHeap = 96 << 10;
 
     std::uint64_t time_ns = 0;
     std::int32_t pid = 0;
     bool objects = false, chunks = false;  ///< which of them were counted
+    bool large = false;                    ///< of the chunks those above kLargestInHeap as well
     std::array<double, kClasses> blocks{};
     std::array<double, kClasses> bytes{};
     std::array<double, kClasses> variance{};  ///< of `blocks`: what of the first ones has gone is estimated

@@ -23,8 +23,17 @@ std::uint64_t address_of(const char* name) {
     return reinterpret_cast<std::uint64_t>(dlsym(library, name));
 }
 
+/// As a program leaves it that has used it: a sanitizer's has never.
+void use_malloc() {
+    const auto malloc_there = reinterpret_cast<void* (*)(std::size_t)>(address_of("malloc"));
+    const auto free_there = reinterpret_cast<void (*)(void*)>(address_of("free"));
+    void* volatile block = malloc_there(100);
+    free_there(block);
+}
+
 probe::SiteMap sites_of_glibc() {
     using probe::Argument;
+    use_malloc();
     probe::SiteMap map;
     map.malloc_name = "glibc";
     const std::map<std::string, probe::Arguments> entries = {

@@ -152,8 +152,9 @@ TEST_CASE("large blocks that were all seen, whose ends weren't: the count says h
     }
     LiveBlocks counted;
     counted.time_ns = kStart + 2100 * kMs;
-    counted.chunks = true;
+    counted.chunks = counted.large = true;
     counted.blocks[kLargeClass] = 2;
+    counted.variance[kLargeClass] = 0.1;  // there were some before the session
     counted.bytes[kLargeClass] = 2.0 * kLarge;
     const std::size_t other = LiveBlocks::chunk_class(LiveBlocks::chunk_of(3 * kLarge));
     counted.blocks[other] = 20;
@@ -163,6 +164,7 @@ TEST_CASE("large blocks that were all seen, whose ends weren't: the count says h
     CHECK(*Target::figures(p, 1).alloc_bytes == doctest::Approx(20.0 * kLarge));
     CHECK(*Target::figures(p, 1).live_bytes == doctest::Approx(2.0 * kLarge));
     CHECK(*Target::figures(p, 2).live_bytes == doctest::Approx(60.0 * kLarge));
+    CHECK(*Target::figures(p, 1).live_ci95 < 0.5 * *Target::figures(p, 1).live_bytes);
     CHECK(*Target::figures(p, 2).live_ci95 < 0.1 * *Target::figures(p, 2).live_bytes);
     CHECK_FALSE(p.totals.live_uncharged_bytes.has_value());
 }
