@@ -29,6 +29,7 @@ constexpr double kFirstCopyCostNs = 1e6;
 /// this share of the time between two hits; after so many of them shadows are tried again, and judged after a
 /// few.
 constexpr double kClockOff = 0.35;
+constexpr std::uint64_t kClockWindows = 256;
 /// The first ones of all find the pages that a program uses: they are judged after kCopiesToJudge.
 constexpr double kLeastComplete = 0.5;
 /// The same, however dense, where less than this share of the shadows got as far as some hits: on machines
@@ -57,7 +58,7 @@ void GroupSchedule::plan_span(double own_now) {
     // After quiet windows a busy one may come: grow by steps, fall at once. The span shrinks along, so that
     // no sample of a short window stands for a long time.
     const double length = std::max(fraction * span_ns_, kShortestWindowNs);
-    const double allowed = window_ns_ > 0 ? 4 * window_ns_ : kShortestWindowNs;
+    const double allowed = clock_sees_more ? length : window_ns_ > 0 ? 4 * window_ns_ : kShortestWindowNs;
     if (length > allowed) span_ns_ = std::max(span_ns_ * allowed / length, kUnknownSpanShare * allowed);
     window_ns_ = std::min({length, allowed, span_ns_});
     window_start_ = span_start_ + std::uniform_real_distribution<double>()(random_) * (span_ns_ - window_ns_);

@@ -19,6 +19,8 @@ constexpr double kDenseHits = 64, kLeastDenseHits = 12, kDenseStopNs = 800e3;
 /// clock may stand still in them or go backwards: they went on for a thousand stops, within one request. The
 /// same where quiet windows, between requests, are all that has been seen so far.
 constexpr double kSurprise = 1024;
+/// After one of those that are planned by the average (plan_span()) has ended like that, so many aren't.
+constexpr std::uint64_t kWindowsWithout = 32;
 /// A window that was planned for a dense stretch and met a quiet one ends after so much of what was planned.
 constexpr double kQuietWindows = 20;
 constexpr double kQuietNs = 1e6;
@@ -228,7 +230,8 @@ void GroupSchedule::end_by_clock(Moment now, double clocked, bool cut) {
     if (cut) ++cut_windows_;
     if (dense_) ++dense_windows_;
     dense_ = false;
-    if (std::exchange(averages_, false) && is_surprised()) no_average_before_ = window_id_ + kClockWindows;
+    if (std::exchange(averages_, false) && window_hits_ >= kSurprise)
+        no_average_before_ = window_id_ + kWindowsWithout;
     if (clock_windows_ > 0) clocked -= kColdCachesNs * stops_in_window();
     Closed window;
     window.id = window_id_;

@@ -172,8 +172,6 @@ class GroupSchedule {
     [[nodiscard]] double clocked_ns(Moment now) const;
 
     static constexpr double kCopiesToJudge = 16;  ///< windows, to say how shadows fare, or how dense hits are
-    /// So many windows go another way before the usual one is tried again.
-    static constexpr std::uint64_t kClockWindows = 256;
 
     Policy policy_;
     const StopClock& clock_;
