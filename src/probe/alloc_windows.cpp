@@ -27,7 +27,7 @@ trace::AllocKind other_of(trace::AllocKind kind) {
 Moment AllocProbe::moment(std::uint64_t now_ns, bool exact) const {
     Moment now{now_ns, tracer_->own_time_ns()};
     now.is_late = tracer_->parallel() > 1;
-    if (exact) now.exact_ns = tracer_->exact_own_time_ns();
+    if (exact && now.is_late) now.exact_ns = tracer_->exact_own_time_ns();
     return now;
 }
 

@@ -108,7 +108,8 @@ void GroupSchedule::armed(Moment now) {
     window_opened_ = clock_.own_ns(now);
     window_burnt_ = clock_.burnt_ns();
     window_cpu_start_ = now.cpu_ns;
-    window_exact_start_ = now.exact_ns;
+    // What a stop burns is known by the kernel's clock alone, and dense windows are made of stops.
+    window_exact_start_ = dense_ ? 0 : now.exact_ns;
     window_stops_start_ = clock_.stops();
     window_hits_ = window_bytes_ = 0;
     fresh_ = true;
