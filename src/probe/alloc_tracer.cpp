@@ -311,8 +311,9 @@ AllocTracerStats AllocTracer::stats() const {
     }
     constexpr double kNearlyAll = 0.9;
     const bool has_large = out.large_from_bytes != 0 && out.coverage_large > kNearlyAll;
-    const std::string rare = has_large ? fmt::format("rare blocks below {} KB", out.large_from_bytes / 1000)
-                                       : std::string("rare large blocks");
+    const std::string rare = has_large
+                                 ? fmt::format("rare blocks below {} KB", (out.large_from_bytes + 500) / 1000)
+                                 : std::string("rare large blocks");
     if (2 * figures.malloc_dense.load() > figures.malloc_windows.load()) {
         out.notes.push_back(fmt::format(
             "it allocates faster than breakpoints can follow: bytes are rough, and {} may have been missed",
