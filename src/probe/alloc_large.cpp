@@ -2,9 +2,7 @@
 #include <cstddef>
 #include <span>
 
-#include "memattach/base/clock.h"
 #include "memattach/probe/alloc_probe.h"
-#include "memattach/process/proc.h"
 
 namespace memattach::probe {
 
@@ -70,17 +68,8 @@ bool AllocProbe::is_return_address(std::uint64_t address) {
     std::array<std::byte, 8> code{};
     if (!memory_.read_exactly(base::Address(address - code.size()), code) || !ends_with_call(code))
         return false;
-    const auto is_code = [&] {
-        const process::Mapping* mapping = process::find_mapping(maps_, base::Address(address));
-        return mapping != nullptr && mapping->executable;
-    };
-    if (is_code()) return true;
-    constexpr std::uint64_t kReadAgainNs = 1'000'000'000;
-    const std::uint64_t now_ns = base::monotonic_ns();
-    if (now_ns - maps_read_ns_ < kReadAgainNs) return false;
-    maps_read_ns_ = now_ns;
-    maps_ = process::read_maps(pid_);
-    return is_code();
+    const process::Mapping* mapping = maps_.find(base::Address(address));
+    return mapping != nullptr && mapping->executable;
 }
 
 void AllocProbe::on_large(pid_t tid, const user_regs_struct& regs) {
@@ -92,33 +81,32 @@ void AllocProbe::on_large(pid_t tid, const user_regs_struct& regs) {
     const bool counts =
         large_limit_bytes() != 0 && (!group.is_windowed() || in_window(trace::AllocKind::large));
     if (!counts && !tail_of(trace::AllocKind::large).is_watched()) return;
+    // Whoever asks: a stop is a stop.
+    hit_counts_ = counts;
+    hit_.size_bytes = large_->size_bytes(regs);
+    const double sampling_bytes = group.sampling_bytes();
+    Call call;
+    call.kept = counts && sampler_.keep(hit_.size_bytes, sampling_bytes);
+    call.in_tail = !counts;
+    if (counts && !call.kept) return;
     const auto asked = large_->find_call(memory_, regs);
-    hit_counts_ = counts;  // whoever asks: a stop is a stop
-    if (!asked || from_inside(map_, sites_.back().site, asked->return_address)) return;
+    if (!asked || from_inside(map_, sites_.back().site, asked->return_address) ||
+        !is_return_address(asked->return_address)) {
+        if (call.in_tail) tail_block_ends(trace::AllocKind::large, tid, 0);
+        return;
+    }
     ThreadCalls& thread = threads_[tid];
     drop_stale(thread, asked->stack_pointer);
     // Kept at malloc's entry, before that group went to windows.
     if (!thread.calls.empty() && thread.calls.back().stack_pointer == asked->stack_pointer + 8) return;
-    const double sampling_bytes = group.sampling_bytes();
-    Call call;
-    call.in_tail = !counts;
-    if (counts) {
-        hit_.size_bytes = asked->size_bytes;
-        hit_.sampled = call.kept = sampler_.keep(asked->size_bytes, sampling_bytes);
-        if (!call.kept) return;
-    }
-    if (!is_return_address(asked->return_address)) {
-        hit_.sampled = false;
-        shared_.figures.lost_returns.fetch_add(1, std::memory_order_relaxed);
-        return;
-    }
+    hit_.sampled = call.kept;
     call.site = sites_.size() - 1;
     call.stack_pointer = asked->stack_pointer + 8;
     call.return_address = asked->return_address;
     call.event.kind = trace::AllocKind::large;
     call.event.tid = tid;
     call.event.time_ns = tracer_->stop_start_ns();
-    call.event.size_bytes = asked->size_bytes;
+    call.event.size_bytes = hit_.size_bytes;
     call.event.sampling_bytes = sampling_bytes;
     call.event.window = plan_.large.window;
     call.event.caller = asked->return_address;

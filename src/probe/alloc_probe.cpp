@@ -34,7 +34,8 @@ AllocProbe::AllocProbe(pid_t pid, const process::Memory& memory, const python::R
       thread_states_(memory, runtime, reader_),
       sampler_(options.seed),
       random_(options.seed + 2),
-      sites_(std::move(planned)) {
+      sites_(std::move(planned)),
+      maps_(pid) {
     live_.reserve(1 << 16);
     return_points_.reserve(4096);
     find_large();

@@ -31,7 +31,12 @@ std::uint64_t window_key(std::uint64_t window, trace::AllocKind kind) {
 AllocTracer::AllocTracer(int pid, const python::Runtime& runtime, const process::Memory& memory,
                          trace::FunctionTable& functions, const AllocProbeOptions& options, AllocSink& sink,
                          Poller& poller)
-    : pid_(pid), functions_(functions), sink_(sink), poller_(poller), codes_(memory, runtime, functions) {
+    : pid_(pid),
+      functions_(functions),
+      sink_(sink),
+      poller_(poller),
+      codes_(memory, runtime, functions),
+      maps_(pid) {
     if (const auto refusal = process::find_obstacle(pid)) base::throw_error("{}", refusal->text());
     sites_ = find_sites(pid, memory, runtime);
     process_ = std::make_unique<TraceProcess>(pid, runtime, sites_, options);
@@ -240,17 +245,8 @@ void AllocTracer::deliver(bool all) {
 }
 
 std::string AllocTracer::module_of(std::uint64_t address) {
-    constexpr std::uint64_t kReadAgainNs = 1'000'000'000;
-    for (int round = 0; round < 2; ++round) {
-        if (const process::Mapping* mapping = process::find_mapping(maps_, base::Address(address))) {
-            return mapping->path;
-        }
-        const std::uint64_t now_ns = base::monotonic_ns();
-        if (now_ns - maps_read_ns_ < kReadAgainNs) break;
-        maps_read_ns_ = now_ns;
-        maps_ = process::read_maps(pid_);
-    }
-    return {};
+    const process::Mapping* mapping = maps_.find(base::Address(address));
+    return mapping == nullptr ? std::string() : mapping->path;
 }
 
 /// A thread that runs no Python: what is known is which module asked for the memory.

@@ -164,12 +164,12 @@ bool ChunkScan::find_mapped(const process::Mapping& mapping, ChunkCounts& counts
             i += memory_.read_pieces(std::span(pieces).subspan(i)) + 1;
         pages_read_ += pieces.size();
         if (pages_read_ > kMostPages || bytes_passed_ > kMostMapped) return false;
-        const std::uint64_t first = at;
-        for (at += pages * kPage; const Head& head : heads) {
-            const std::uint64_t here = first + static_cast<std::uint64_t>(&head - heads.data()) * kPage;
+        std::uint64_t next = at;  // behind the last chunk that was found
+        for (std::size_t i = 0; i < pages; ++i) {
+            const std::uint64_t here = at + i * kPage;
+            const Head& head = heads[i];
             const std::uint64_t bytes = head[1] & ~kFlags;
-            if (here >= first + pages * kPage) break;
-            if (head[0] != 0 || (head[1] & kFlags) != kIsMapped || !is_mapped_size(bytes) ||
+            if (here < next || head[0] != 0 || (head[1] & kFlags) != kIsMapped || !is_mapped_size(bytes) ||
                 bytes < kLeastMapped || bytes > std::min(end - here, trace::LiveBlocks::kLargestChunk))
                 continue;
             Chunk chunk;
@@ -177,9 +177,9 @@ bool ChunkScan::find_mapped(const process::Mapping& mapping, ChunkCounts& counts
             chunk.bytes = bytes;
             std::copy_n(head.begin() + 1, chunk.words.size(), chunk.words.begin());
             add(chunk, counts);
-            at = here + (bytes + kPage - 1) / kPage * kPage;
-            break;
+            next = here + (bytes + kPage - 1) / kPage * kPage;
         }
+        at = std::max(at + pages * kPage, next);
     }
     return true;
 }

@@ -7,9 +7,12 @@
 #include <unordered_map>
 
 #include "memattach/probe/planned_site.h"
+#include "memattach/trace/events.h"
 
 namespace memattach::probe {
 namespace {
+
+using trace::LiveBlocks;
 
 constexpr std::uint64_t kPage = 4096;
 constexpr std::size_t kMostSteps = 400, kMostPages = 256;
@@ -22,10 +25,8 @@ constexpr std::array<std::uint64_t, 2> kNeverUpTo = {96 << 10, 40'000};
 constexpr std::array<std::uint64_t, 5> kSmall = {64, 1'000, 2'000, 8'000, 40'000};
 constexpr std::uint64_t kLarge = 8 << 20, kMostLeast = 1 << 20;
 
-/// malloc/malloc.c, request2size().
-constexpr std::uint64_t chunk_of(std::uint64_t bytes) {
-    return (bytes + 8 + 15) & ~std::uint64_t{15};
-}
+/// Of the stack, from rsp to where the caller's return address is, at most.
+constexpr std::size_t kMostStack = 512;
 
 /// The target's memory as it was when it was first looked at; writes stay here.
 class Copy final : public OperandMemory {
@@ -192,7 +193,7 @@ std::optional<LargeEntry::Way> way_of(const Follower::Step& step) {
     LargeEntry::Way way;
     const std::uint64_t stack = step.regs.rsp;
     for (const Follower::Frame& frame : step.frames) {
-        if (frame.slot < stack || frame.slot - stack >= kPage) return std::nullopt;
+        if (frame.slot < stack || frame.slot - stack + 8 > kMostStack) return std::nullopt;
         const auto offset = static_cast<std::uint32_t>(frame.slot - stack);
         if (&frame == &step.frames.front()) {
             way.return_slot_bytes = offset;
@@ -270,7 +271,7 @@ class Search {
             const Follower::Path path = follower_.call(malloc_, bytes);
             const Follower::Step* step = find(path, address);
             for (std::uint8_t number = 0; number < 16; ++number)
-                if (step == nullptr || register_of(step->regs, number) != chunk_of(bytes))
+                if (step == nullptr || register_of(step->regs, number) != LiveBlocks::chunk_of(bytes))
                     holds_it &= ~(1U << number);
         }
         if (holds_it == 0) return std::nullopt;
@@ -307,10 +308,8 @@ class Search {
 
 std::optional<LargeEntry::Call> LargeEntry::find_call(const process::Memory& memory,
                                                       const user_regs_struct& regs) const {
-    std::uint32_t bytes = 0;
-    for (const Way& way : ways) bytes = std::max(bytes, way.return_slot_bytes + 8);
-    std::vector<std::byte> stack(bytes);
-    stack.resize(memory.read_up_to(base::Address(regs.rsp), stack));
+    std::array<std::byte, kMostStack> bytes;
+    const auto stack = std::span(bytes).first(memory.read_up_to(base::Address(regs.rsp), bytes));
     const auto word = [&](std::uint32_t offset) {
         std::uint64_t value = 0;
         if (offset + sizeof value <= stack.size()) std::memcpy(&value, stack.data() + offset, sizeof value);
@@ -322,9 +321,8 @@ std::optional<LargeEntry::Call> LargeEntry::find_call(const process::Memory& mem
     };
     const auto way = std::find_if(ways.begin(), ways.end(), is_this);
     const std::uint64_t chunk = register_of(regs, size_register);
-    if (way == ways.end() || chunk < chunk_of(least_bytes)) return std::nullopt;
+    if (way == ways.end() || chunk < LiveBlocks::chunk_of(least_bytes)) return std::nullopt;
     Call call;
-    call.size_bytes = chunk - 16;
     call.stack_pointer = regs.rsp + way->return_slot_bytes;
     call.return_address = word(way->return_slot_bytes);
     if (call.return_address == 0) return std::nullopt;

@@ -13,6 +13,8 @@
 #include <ctime>
 #include <memory>
 
+#include "memattach/base/clock.h"
+
 namespace memattach::process {
 namespace {
 
@@ -216,6 +218,16 @@ bool same_namespace(int pid, int other_pid, std::string_view kind) {
     const auto one = read_link(fmt::format("/proc/{}/ns/{}", pid, kind));
     const auto other = read_link(fmt::format("/proc/{}/ns/{}", other_pid, kind));
     return one && other && *one == *other;
+}
+
+const Mapping* RecentMaps::find(base::Address address) {
+    constexpr std::uint64_t kReadAgainNs = 1'000'000'000;
+    const Mapping* found = find_mapping(maps_, address);
+    const std::uint64_t now_ns = base::monotonic_ns();
+    if (found != nullptr || (read_ns_ != 0 && now_ns - read_ns_ < kReadAgainNs)) return found;
+    read_ns_ = now_ns;
+    maps_ = read_maps(pid_);
+    return find_mapping(maps_, address);
 }
 
 }  // namespace memattach::process

@@ -22,7 +22,6 @@
 #include "memattach/probe/thread_states.h"
 #include "memattach/probe/trace_shared.h"
 #include "memattach/probe/tracer.h"
-#include "memattach/process/maps.h"
 #include "memattach/process/proc.h"
 #include "memattach/python/reader.h"
 
@@ -162,8 +161,7 @@ class AllocProbe final : public TracerClient {
     std::vector<PlannedSite> sites_;
     std::optional<LargeEntry> large_;  ///< the last of the sites
     bool large_refused_ = false;
-    std::vector<process::Mapping> maps_;
-    std::uint64_t maps_read_ns_ = 0;
+    process::RecentMaps maps_;
     std::array<Armed, kKinds.size()> armed_{};  ///< by AllocKind
     std::array<Tail, kKinds.size()> tails_;     ///< likewise
     std::unordered_map<pid_t, ThreadCalls> threads_;

@@ -22,8 +22,8 @@
 #include "memattach/probe/sites.h"
 #include "memattach/probe/source.h"
 #include "memattach/probe/trace_process.h"
-#include "memattach/process/maps.h"
 #include "memattach/process/memory.h"
+#include "memattach/process/proc.h"
 #include "memattach/python/reader.h"
 #include "memattach/trace/events.h"
 #include "memattach/trace/frame.h"
@@ -132,9 +132,8 @@ class AllocTracer final : public Source {
     /// In the order of events. What was seen in a window waits until the window's weight is known.
     std::deque<Pending> pending_;
     std::unordered_map<std::uint64_t, double> window_fraction_;  ///< by window id and kind
-    std::array<Batch, 4> batches_;                               ///< by kind
-    std::vector<process::Mapping> maps_;
-    std::uint64_t maps_read_ns_ = 0;
+    std::array<Batch, trace::kAllocKinds> batches_;              ///< by kind
+    process::RecentMaps maps_;
     std::unordered_map<std::string, AllocSink::StackId> native_stacks_;
     trace::LossCounts loss_;
     std::vector<python::RawFrame> frames_;

@@ -14,7 +14,8 @@
 /// What is counted where (nothing twice):
 ///   object   requests that Python's small-object allocator serves itself (pymalloc: up to 512 bytes;
 ///            mimalloc: all)
-///   malloc   the malloc family, which is also where pymalloc sends larger requests
+///   malloc   the malloc family, which is also where pymalloc sends larger requests; of glibc's, large blocks
+///            may be a group of their own (large_entry.h)
 ///   mmap     mappings that the program makes itself, not an allocator on a caller's behalf
 #pragma once
 

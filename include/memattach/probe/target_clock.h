@@ -32,7 +32,8 @@ class TargetClock {
     /// The program was replaced, and its threads with it.
     void forget() { clocks_.clear(); }
 
-    /// ns. Interrupts the processors where threads of the target run: 2 µs for each.
+    /// ns, interrupts and time that a hypervisor took included. Interrupts the processors where threads of
+    /// the target run: some 10 µs in a virtual machine where two do.
     [[nodiscard]] std::uint64_t read_ns() const;
     /// By the kernel's clock of the process: 0.2 µs, and late by up to a tick for each thread that runs
     /// elsewhere.

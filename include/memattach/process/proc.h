@@ -72,6 +72,20 @@ std::optional<Status> read_status(int pid);
 /// Empty where it can't be read (errno says why) and for kernel threads.
 std::vector<Mapping> read_maps(int pid);
 
+/// The mappings of a process that goes on: read again where an address lies in none of those that are known,
+/// once a second at most.
+class RecentMaps {
+  public:
+    explicit RecentMaps(int pid) : pid_(pid) {}
+    /// Valid until the next call; nullptr where nothing is mapped there, or it isn't known yet.
+    [[nodiscard]] const Mapping* find(base::Address address);
+
+  private:
+    int pid_;
+    std::vector<Mapping> maps_;
+    std::uint64_t read_ns_ = 0;
+};
+
 /// The ids of all threads (in this process's pid namespace), as the kernel lists them; empty where the
 /// process is gone.
 std::vector<int> list_threads(int pid);

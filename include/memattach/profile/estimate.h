@@ -32,7 +32,7 @@ inline constexpr double kZ95 = 1.959963984540054;
 [[nodiscard]] double normal_cdf(double z);
 
 inline constexpr std::size_t kWindowGroups = 32;
-inline constexpr std::size_t kAllocKinds = 4;
+using trace::kAllocKinds;
 
 /// Windows that follow each other are of different groups, so that each group sees the whole session.
 [[nodiscard]] constexpr std::size_t group_of(std::uint64_t window) {

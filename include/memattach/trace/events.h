@@ -35,6 +35,8 @@ enum class AllocKind : std::uint8_t {
     large,   ///< malloc's large blocks, where they are seen apart from the others (probe/large_entry.h)
 };
 
+inline constexpr std::size_t kAllocKinds = 4;
+
 /// One sampled allocation. `weight_bytes` is what it stands for: size / (probability that it was kept), where
 /// the probability is (1 − exp(−size/R)) × armed_fraction. `sampling_bytes` is that R.
 struct Alloc {
@@ -51,7 +53,8 @@ struct Alloc {
     AllocKind kind = AllocKind::malloc;
 };
 
-/// One stretch of time in which the allocation *and* free sites of a kind were armed, told when it is over,
+/// One stretch of time in which the allocation *and* free sites of a kind were armed (of large blocks those
+/// of allocation alone: their ends are found out by looking), told when it is over,
 /// whether anything was seen in it or not: a window without a hit says as much as one with many, and the
 /// intervals are computed over all of them. A kind of which no window is ever told was armed all the time.
 ///

@@ -93,7 +93,7 @@ TEST_CASE("a thread there is told by where its calls return to") {
         *registers.at(large->size_register) = 1'000'016;
         const auto call = large->find_call(memory, regs);
         REQUIRE(call);
-        CHECK(call->size_bytes == 1'000'000);
+        CHECK(large->size_bytes(regs) == 1'000'000);
         CHECK(call->return_address == 0x1234);
         CHECK(call->stack_pointer == regs.rsp + way.return_slot_bytes);
         // From elsewhere: realloc, memalign.
