@@ -10,7 +10,7 @@ namespace memattach::probe {
 namespace {
 
 /// Allocations to be looked at in a window, one by one.
-constexpr double kSamples = 32;
+constexpr double kSamples = 16;
 /// Larger ones are all looked at: they are few, and the bytes are theirs.
 constexpr std::uint64_t kBigBytes = 32 * 1024;
 constexpr std::uint64_t kLongestNs = 10'000'000;

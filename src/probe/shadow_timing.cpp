@@ -9,8 +9,14 @@ namespace {
 /// through the window: three times as slow at first, and even after four runs a program that goes over
 /// hundreds of pages gets faster. Whatever else happens on the machine only makes a run slower, single ones
 /// by two: the fastest counts. Runs go on until so many in a row have gained nothing.
-constexpr int kMostRuns = 8, kRunsWithoutGain = 2, kFewRuns = 3;
+constexpr int kMostRuns = 8, kRunsWithoutGain = 2;
 constexpr double kGain = 1.02, kWarmer = 2;
+/// That takes ten runs and more. How much faster the fastest is than the fastest of the first few is much the
+/// same from state to state, and told by one in so many: more states in the same time say more than each of
+/// them could be timed better.
+constexpr int kFewRuns = 2;
+constexpr std::uint64_t kThoroughEvery = 8;
+constexpr double kSoonMemory = 8;
 /// So often it is tried to go a way without missing a page.
 constexpr int kMostTries = 8;
 /// A way that is too short is tried again, for longer.
@@ -36,6 +42,7 @@ constexpr double kStubNs = 1.2, kMarkNs = 12;
 
 void ShadowTiming::begin_state() {
     before_late_ = 0;
+    thorough_ = states_++ % kThoroughEvery == 0 || soon_.count < kSoonMemory;
     space_->begin_state();
 }
 
@@ -112,7 +119,7 @@ Way ShadowTiming::find_way(double length_ns, double factor, const std::function<
         if (!first.run.has_begun) continue;
         if (first.is_cut) {
             if (!first.is_clean()) continue;
-            const auto same = fastest(first, 0, asked_ns, kMostRuns);
+            const auto same = fastest(first, 0, asked_ns, thorough_);
             if (!same) continue;
             way.full = *same;
             way.is_gone = same->run.end == ShadowSpace::End::gone;
@@ -128,7 +135,7 @@ Way ShadowTiming::find_way(double length_ns, double factor, const std::function<
             continue;
         }
         if (marks > 0) {
-            const auto soon = fastest(first, marks, asked_ns, kFewRuns);
+            const auto soon = fastest(first, marks, asked_ns, false);
             if (!soon) continue;
             way.full = *soon;
             way.is_gone = soon->run.end == ShadowSpace::End::gone;
@@ -160,7 +167,7 @@ Way ShadowTiming::find_way(double length_ns, double factor, const std::function<
 /// Up to the next allocation there would have been some more time without one.
 void ShadowTiming::end_with_mark(Way& way, std::size_t marks, double length_ns, double factor) {
     set_marks(way.mark_every);
-    const auto best = fastest({}, marks, length_ns, kMostRuns);
+    const auto best = fastest({}, marks, length_ns, thorough_);
     if (!best) return;
     way.full = *best;
     way.is_gone = best->run.end == ShadowSpace::End::gone;
@@ -183,16 +190,17 @@ std::size_t ShadowTiming::marks_until(const Way& way, double length_ns, double f
 bool ShadowTiming::end_at(Way& way, double length_ns, double behind_ns, double factor) {
     // With caches as warm as they get some more are within it.
     const std::size_t all = way.marks_ns.size();
-    const std::size_t most = std::min(marks_until(way, kWarmer * length_ns, factor) + 1, all);
-    if (most > 0) {
-        const auto best = fastest({}, most, std::max(length_ns / factor, way.marks_ns[most - 1]), kMostRuns);
+    std::size_t most = all;
+    if (thorough_ && all > 0) {
+        most = std::min(marks_until(way, kWarmer * length_ns, factor) + 1, all);
+        const auto best = fastest({}, most, std::max(length_ns / factor, way.marks_ns[most - 1]), true);
         if (!best) return false;
         way.full = *best;
         way.is_gone = best->run.end == ShadowSpace::End::gone;
         if (way.is_gone) return false;
-        learn(*best);
         way.marks_ns = best->run.marks_ns;
     }
+    learn(way.full);
     const double last_ns = most > 0 ? warm_ns(way.marks_ns.back()) : 0;
     way.own_ns = factor * (last_ns + (most == all ? behind_ns : 0));
     if (way.own_ns < length_ns || !cut_at(way, length_ns, factor)) return false;
@@ -245,11 +253,12 @@ Way ShadowTiming::way_before_late(double length_ns, double factor) {
 /// The same way again and again, up to a mark, or to where `first` was cut: how fast it can be gone. Nothing
 /// where it isn't the same.
 std::optional<Timed> ShadowTiming::fastest(const Timed& first, std::size_t marks, double length_ns,
-                                           int runs) {
+                                           bool thoroughly) {
     constexpr int kMostMisses = 3;
     std::optional<Timed> best;
+    double soon_ns = 0;
     bool knows_changes = false;
-    for (int i = 0, since = 0, misses = 0; i < runs && since < kRunsWithoutGain; ++i) {
+    for (int i = 0, counted = 0, since = 0, misses = 0; i < kMostRuns && since < kRunsWithoutGain; ++i) {
         const Timed timed = timed_run(kPatience * length_ns, marks);
         if (timed.run.end == ShadowSpace::End::gone) return timed;
         const bool arrives =
@@ -268,6 +277,17 @@ std::optional<Timed> ShadowTiming::fastest(const Timed& first, std::size_t marks
         const bool gains = !best || timed.own_ns * kGain < best->own_ns;
         since = gains ? 0 : since + 1;
         if (!best || timed.own_ns < best->own_ns) best = timed;
+        if (++counted == kFewRuns) {
+            soon_ns = best->own_ns;
+            if (!thoroughly) break;
+        }
+    }
+    if (!best || soon_ns <= 0) return best;
+    if (thoroughly) {
+        soon_.add(best->own_ns / soon_ns, kSoonMemory);
+    } else {
+        best->own_ns *= soon_.value;
+        for (double& ns : best->run.marks_ns) ns *= soon_.value;
     }
     return best;
 }

@@ -112,7 +112,7 @@ class ShadowTiming {
     ShadowSpace::Run go(double own_ns, std::size_t marks = 0, const std::function<void()>& at_end = {});
     Timed timed_run(double length_ns, std::size_t marks = 0, const std::function<void()>& at_end = {});
     [[nodiscard]] std::optional<Timed> fastest(const Timed& first, std::size_t marks, double length_ns,
-                                               int runs);
+                                               bool thoroughly);
     void learn(const Timed& fastest);
     void set_marks(std::uint64_t every);
     bool end_at(Way& way, double length_ns, double behind_ns, double factor);
@@ -129,6 +129,9 @@ class ShadowTiming {
     ShadowSpace* space_ = nullptr;
     ColdStart cold_;
     RunningMean slowness_{4, 1};  ///< of a state's first run, compared with the fastest
+    RunningMean soon_{1, 1};      ///< of the fastest of all runs, compared with the fastest of a few
+    std::uint64_t states_ = 0;
+    bool thorough_ = true;        ///< in this state: as many runs as gain something
     RunningMean per_ns_;          ///< allocations
     std::uint64_t mark_every_ = 1;
     std::vector<double> first_marks_ns_;  ///< of the state's first run
