@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <map>
 #include <memory>
 #include <optional>
@@ -25,10 +26,14 @@ namespace {
 constexpr double kShortestNs = 15'000, kManyAllocations = 16;
 /// No program allocates faster: less is an error of what was taken off.
 constexpr double kShortestGapNs = 10;
-/// How much slower the target's processor is: so often it is compared with this one, and each time until that
-/// is known.
-constexpr std::uint64_t kCompareEveryNs = 500'000'000, kForgetNs = 10'000'000'000;
-constexpr std::size_t kLastCompared = 3;  ///< the middle one counts: it changes at once, and for minutes
+/// How much slower the target's processor is than this one: so often they are compared, and each time at
+/// first. On a virtual machine one is twice as fast as the other or half as fast, by turns, mostly for less
+/// than a second, as its host has other work for the other half of their cores: single comparisons say
+/// nothing, and neither do the last few. What stays, of many, is a difference.
+constexpr std::uint64_t kCompareEveryNs = 300'000'000, kForgetNs = 10'000'000'000;
+constexpr double kFirstCompared = 8, kComparedMemory = 32;
+/// As if so many had been made that found none.
+constexpr double kAlike = 4;
 constexpr double kMostSlower = 4;
 /// So often the shadow is made anew: what was code or a constant then may be something else by now.
 constexpr int kRunsPerSpace = 512;
@@ -166,11 +171,7 @@ class Keeper {
     /// How much longer a way takes where the target's thread runs than here.
     [[nodiscard]] double slower_there() const {
         const auto known = speeds_.find({shared_.tracer_cpu, cpu_});
-        if (known == speeds_.end() || known->second.ratios.empty()) return 1;
-        std::vector<double> ratios = known->second.ratios;
-        const auto middle = ratios.begin() + static_cast<std::ptrdiff_t>(ratios.size() / 2);
-        std::nth_element(ratios.begin(), middle, ratios.end());
-        return *middle;
+        return known == speeds_.end() ? 1 : std::exp(known->second.log_ratio.value);
     }
 
     void compare_processors(const Way& way) {
@@ -182,7 +183,8 @@ class Keeper {
         const std::uint64_t start_ns = base::monotonic_ns();
         const std::uint64_t age_ns = start_ns - speed.compared_ns;
         if (age_ns > kForgetNs) speed = {};
-        if ((speed.ratios.size() == kLastCompared || speed.has_failed) && age_ns < kCompareEveryNs) return;
+        const bool is_known = speed.log_ratio.count >= kAlike + kFirstCompared;
+        if ((is_known || speed.has_failed) && age_ns < kCompareEveryNs) return;
         const bool is_there = move_to(there);
         const auto there_ns = is_there ? timing_.time_to(way, marks) : std::nullopt;
         move_to(cpu_);
@@ -192,8 +194,8 @@ class Keeper {
         const auto here_ns = there_ns ? timing_.time_to(way, marks) : std::nullopt;
         speed.has_failed = !here_ns || *here_ns <= 0;
         if (speed.has_failed) return;
-        if (speed.ratios.size() == kLastCompared) speed.ratios.erase(speed.ratios.begin());
-        speed.ratios.push_back(std::clamp(*there_ns / *here_ns, 1 / kMostSlower, kMostSlower));
+        const double ratio = std::clamp(*there_ns / *here_ns, 1 / kMostSlower, kMostSlower);
+        speed.log_ratio.add(std::log(ratio), kComparedMemory);
     }
 
     void tell(std::span<const ShadowWindow> windows, const Way& way, double rest_ns) {
@@ -293,7 +295,7 @@ class Keeper {
     int cpu_ = -1;  ///< where this process and the shadow are, next to each other
     cpu_set_t allowed_;
     struct Speed {
-        std::vector<double> ratios;  ///< of a way's time there and here, the last
+        RunningMean log_ratio{0, kAlike};  ///< of a way's time there and here
         std::uint64_t compared_ns = 0;
         bool has_failed = false;
     };

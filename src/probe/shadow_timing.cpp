@@ -303,7 +303,7 @@ std::size_t ShadowTiming::comparable(const Way& way) {
 }
 
 std::optional<double> ShadowTiming::time_to(const Way& way, std::size_t marks) {
-    constexpr int kRuns = 6;
+    constexpr int kRuns = 4;
     set_marks(way.mark_every);
     std::optional<double> best_ns;
     for (int i = 0; i < kRuns; ++i) {
