@@ -33,13 +33,12 @@ constexpr double kCopyShrinks = 0.5, kCopyGrows = 1.06;
 /// Where threads run for microseconds only, one that ran when it was asked to stop sleeps when it does: so
 /// many in a row, and the window has failed.
 constexpr int kMostMissed = 8;
-/// How far off own time may be, for all shadows together: another processor, other neighbours. More where the
-/// program is in the kernel for much of its time: what comes out of there has cold caches, and on a virtual
-/// machine the hypervisor's part of a page fault may count as the program's own. Of eleven programs
-/// (tools/bench/memory/lines.py, on a virtual machine with such page faults) the eight that spend less than
-/// 13 % of their time in the kernel came out at 0.8 to 1.4 of the bytes, those that spend 25 to 57 % at 0.6
-/// to 6.3.
-constexpr double kShadowSpread = 0.2, kKernelSpread = 4;
+/// How far off a shadow's own time may be, more than otherwise, where the program is in the kernel for much
+/// of its time: what comes out of there has cold caches, and on a virtual machine the hypervisor's part of a
+/// page fault may count as the program's own. Of eleven programs (tools/bench/memory/lines.py, on a virtual
+/// machine with such page faults) the eight that spend less than 13 % of their time in the kernel came out at
+/// 0.8 to 1.4 of the bytes, those that spend 25 to 57 % at 0.6 to 6.3.
+constexpr double kKernelSpread = 4;
 /// So many shadows in a row that went astray are one that has failed.
 constexpr int kMostSpoilt = 8;
 /// A thread that has been asked to stop and doesn't for so long is let be.
@@ -177,9 +176,9 @@ ShadowWindow GroupSchedule::copy() {
     missed_ = 0;
     copy_span_ns_ = span_ns_ + carried_ns_;
     const double in_kernel = 1 - user_share_;
-    const double spread = kShadowSpread + kKernelSpread * in_kernel * in_kernel;
-    return {window_id_, policy_.kinds.front(), window_ns_, user_share_ * copy_span_ns_, opened_wall_ns_,
-            spread};
+    return {window_id_,      policy_.kinds.front(),
+            window_ns_,      user_share_ * copy_span_ns_,
+            opened_wall_ns_, kKernelSpread * in_kernel * in_kernel};
 }
 
 void GroupSchedule::copy_missed(Moment now) {

@@ -35,6 +35,9 @@ constexpr double kFirstCompared = 8, kComparedMemory = 32;
 /// As if so many had been made that found none.
 constexpr double kAlike = 4;
 constexpr double kMostSlower = 4;
+/// How far off own time may be for all shadows of a session together, where no processor is slower than
+/// another; and how different single comparisons are taken to be before there have been any.
+constexpr double kShadowSpread = 0.15, kUnknownSpread = 0.3;
 /// So often the shadow is made anew: what was code or a constant then may be something else by now.
 constexpr int kRunsPerSpace = 512;
 constexpr int kMostFailures = 3;
@@ -44,6 +47,24 @@ constexpr std::size_t kFewPages = 4;
 /// that was spoilt by it counts as several: windows that are left out are those in which the program goes
 /// through fresh memory, and their allocations with them.
 constexpr double kTrusted = 0.3, kSpoilt = 3, kTrustMemory = 8, kStatesToTrust = 4;
+
+/// How much longer a way takes on the processor of the target's thread than on the shadow's.
+struct Speed {
+    RunningMean log_ratio{0, kAlike}, squares{kUnknownSpread * kUnknownSpread, kAlike};
+    std::uint64_t compared_ns = 0;
+    bool has_failed = false;
+
+    void add(double log) {
+        log_ratio.add(log, kComparedMemory);
+        squares.add(log * log, kComparedMemory);
+    }
+    [[nodiscard]] double slower() const { return std::exp(log_ratio.value); }
+    /// How far off own time may be, relative, one σ.
+    [[nodiscard]] double spread() const {
+        const double variance = std::max(squares.value - log_ratio.value * log_ratio.value, 0.0);
+        return std::sqrt(kShadowSpread * kShadowSpread + variance / log_ratio.count);
+    }
+};
 
 class Keeper {
   public:
@@ -147,7 +168,7 @@ class Keeper {
             spoil();
             return;
         }
-        const double factor = slower_there();
+        const double factor = speed().slower();
         Way way = timing_.find_way(rest_ns, factor, [this] { release(); });
         release();
         if (way.is_gone) {
@@ -168,10 +189,9 @@ class Keeper {
         tell(windows, way, rest_ns);
     }
 
-    /// How much longer a way takes where the target's thread runs than here.
-    [[nodiscard]] double slower_there() const {
+    [[nodiscard]] Speed speed() const {
         const auto known = speeds_.find({shared_.tracer_cpu, cpu_});
-        return known == speeds_.end() ? 1 : std::exp(known->second.log_ratio.value);
+        return known == speeds_.end() ? Speed() : known->second;
     }
 
     void compare_processors(const Way& way) {
@@ -195,7 +215,7 @@ class Keeper {
         speed.has_failed = !here_ns || *here_ns <= 0;
         if (speed.has_failed) return;
         const double ratio = std::clamp(*there_ns / *here_ns, 1 / kMostSlower, kMostSlower);
-        speed.log_ratio.add(std::log(ratio), kComparedMemory);
+        speed.add(std::log(ratio));
     }
 
     void tell(std::span<const ShadowWindow> windows, const Way& way, double rest_ns) {
@@ -260,7 +280,7 @@ class Keeper {
         end.address = window.start_wall_ns + static_cast<std::uint64_t>(own_ns);
         end.own_ns = static_cast<std::uint64_t>(own_ns);
         end.span_own_ns = static_cast<std::uint64_t>(std::max(window.span_ns, own_ns));
-        end.own_spread = window.own_spread;
+        end.own_spread = window.own_spread + speed().spread();
         for (const auto kind : {trace::AllocKind::malloc, trace::AllocKind::mmap, trace::AllocKind::object}) {
             if (group_of(kind) != group_of(window.group)) continue;
             end.kind = kind;
@@ -294,11 +314,6 @@ class Keeper {
     std::unique_ptr<ShadowSpace> space_;
     int cpu_ = -1;  ///< where this process and the shadow are, next to each other
     cpu_set_t allowed_;
-    struct Speed {
-        RunningMean log_ratio{0, kAlike};  ///< of a way's time there and here
-        std::uint64_t compared_ns = 0;
-        bool has_failed = false;
-    };
     std::map<std::pair<int, int>, Speed> speeds_;  ///< by there and here
     int runs_ = 0;
     int failures_ = 0;  ///< to make a space, in a row

@@ -131,8 +131,8 @@ class ShadowTiming {
     RunningMean slowness_{4, 1};  ///< of a state's first run, compared with the fastest
     RunningMean soon_{1, 1};      ///< of the fastest of all runs, compared with the fastest of a few
     std::uint64_t states_ = 0;
-    bool thorough_ = true;        ///< in this state: as many runs as gain something
-    RunningMean per_ns_;          ///< allocations
+    bool thorough_ = true;  ///< in this state: as many runs as gain something
+    RunningMean per_ns_;    ///< allocations
     std::uint64_t mark_every_ = 1;
     std::vector<double> first_marks_ns_;  ///< of the state's first run
     std::uint64_t before_late_ = 0;  ///< allocations of the state before the first page that was read late

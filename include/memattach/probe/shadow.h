@@ -74,7 +74,7 @@ struct ShadowWindow {
     double own_ns = 0;                                  ///< how long it is to be
     double span_ns = 0;                                 ///< what it stands for
     std::uint64_t start_wall_ns = 0;
-    double own_spread = 0;  ///< trace::Window::own_spread
+    double own_spread = 0;  ///< trace::Window::own_spread, without the shadow's own
     /// Larger requests to malloc are another group's (large_entry.h); 0: there is none.
     std::uint64_t limit_bytes = 0;
 };

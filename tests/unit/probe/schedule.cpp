@@ -294,8 +294,7 @@ TEST_CASE("shadows stand for the time outside of the kernel") {
     // What a program that is in the kernel for much of its time does outside is less sure.
     costs.user_share = 1;
     const Result outside = run(steady(200, trace::AllocKind::malloc), 4, {}, costs);
-    CHECK(outside.shadow_spread > 0);
-    CHECK(r.shadow_spread > 2 * outside.shadow_spread);
+    CHECK(r.shadow_spread > outside.shadow_spread + 0.3);
 }
 
 TEST_CASE(
