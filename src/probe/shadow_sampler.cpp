@@ -9,11 +9,13 @@
 namespace memattach::probe {
 namespace {
 
-/// Allocations to be looked at in a window, one by one.
-constexpr double kSamples = 16;
+/// Allocations to be looked at in a window, one by one, on average; and at most, in one that comes after many
+/// that met fewer: in a program that computes between bursts of allocations it is such windows that tell.
+constexpr double kSamples = 16, kMostSamples = 256;
 /// Larger ones are all looked at: they are few, and the bytes are theirs.
 constexpr std::uint64_t kBigBytes = 32 * 1024;
 constexpr std::uint64_t kLongestNs = 10'000'000;
+constexpr double kSampleNs = 200'000;
 constexpr std::size_t kMostEvents = 1024;
 /// When the window is over the shadow goes on for so long, to see the end of what was just in use.
 constexpr double kGoOnShare = 2;
@@ -108,7 +110,9 @@ void ShadowSampler::run(ShadowSpace& space, ShadowPages& pages, const ShadowWind
     window_ = window;
     group_ = group_of(window.group);
     tid_ = tid;
-    every_ = std::max(1.0, allocations / kSamples);
+    spare_samples_ = std::min(spare_samples_ + kSamples, kMostSamples);
+    every_ = std::max(1.0, allocations / spare_samples_);
+    spare_samples_ -= std::min(allocations, spare_samples_);
     start_ns_ = static_cast<double>(window.start_wall_ns);
     per_hit_ns_ = own_ns / std::max(hits, 1.0);
     call_.reset();
@@ -123,7 +127,7 @@ void ShadowSampler::run(ShadowSpace& space, ShadowPages& pages, const ShadowWind
     counters_.big_bytes = group_ == 0 ? kBigBytes : ShadowCounters::kNever;
     counters_.watched.fill(ShadowCounters::kNobody);
     const std::uint64_t start_ns = base::monotonic_ns();
-    auto longest_ns = kLongestNs + static_cast<std::uint64_t>(2 * own_ns);
+    auto longest_ns = kLongestNs + static_cast<std::uint64_t>(2 * own_ns + kSampleNs * allocations / every_);
     while (allocations > 0) {
         const std::uint64_t passed_ns = base::monotonic_ns() - start_ns;
         if (passed_ns > longest_ns || events_.size() > kMostEvents) break;
