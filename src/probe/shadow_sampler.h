@@ -110,7 +110,7 @@ class ShadowSampler {
     ShadowWindow window_;
     std::size_t group_ = 0;
     pid_t tid_ = 0;
-    double every_ = 1;     ///< hits of allocating sites per stop
+    double every_ = 1;  ///< hits of allocating sites per stop
     double spare_samples_ = 0;
     double start_ns_ = 0;  ///< of the window, on the monotonic clock
     double per_hit_ns_ = 0;

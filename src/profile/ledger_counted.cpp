@@ -8,6 +8,8 @@ namespace {
 
 /// Fewer counts say nothing of the slope.
 constexpr unsigned kFewCounts = 4;
+/// Late is what comes behind this share of the session.
+constexpr double kLate = 0.75;
 
 /// Two estimates of one number, each as good as its variance says.
 struct Estimate {
@@ -60,6 +62,23 @@ void Ledger::add(const trace::LiveBlocks& blocks) {
     }
     entry.counted_ns = now_ns_;
     ++entry.counts;
+    std::vector<Counted::Earlier>& earlier = entry.earlier;
+    const double every_ns = now_ns_ / Counted::kMostEarlier;
+    if (earlier.empty() || now_ns_ - earlier.back().at_ns >= every_ns)
+        earlier.push_back({now_ns_, counted.bytes});
+    if (earlier.size() > Counted::kMostEarlier) {
+        for (std::size_t i = 1; 2 * i < earlier.size(); ++i) earlier[i] = earlier[2 * i];
+        earlier.resize((earlier.size() + 1) / 2);
+    }
+}
+
+double Ledger::Counted::slope_since(std::size_t size_class, double from_ns) const {
+    const auto behind = std::find_if(earlier.begin(), earlier.end(),
+                                     [&](const Earlier& count) { return count.at_ns > from_ns; });
+    if (behind == earlier.begin()) return 0;
+    const Earlier& from = *std::prev(behind);
+    const double time_ns = counted_ns - from.at_ns;
+    return time_ns > 0 ? 60e9 * (counted.bytes[size_class] - from.bytes[size_class]) / time_ns : 0;
 }
 
 /// By least squares over [0, now], bytes per minute.
@@ -108,10 +127,11 @@ bool Ledger::end_counted(const Block& block, double weight, double age_ns) {
 void Ledger::CountedParts::add(const Block& block, std::uint32_t size_class, double slope) {
     Part& part = parts_[key_of(block.account, size_class)];
     const auto size = static_cast<double>(block.size);
-    part.blocks.add(block.weight / size, block.kept, block.kind, block.window);
-    part.live.add(block.weight, block.kept, block.kind, block.window);
-    part.growth.add(block.weight * slope, block.kept, block.kind, block.window);
-    if (block.unseen) part.unconfirmed += block.weight;
+    const double weight = block.weight * block.may_live;
+    part.blocks.add(weight / size, block.kept, block.kind, block.window);
+    part.live.add(weight, block.kept, block.kind, block.window);
+    part.growth.add(weight * slope, block.kept, block.kind, block.window);
+    if (block.unseen) part.unconfirmed += weight;
     part.lives = true;
 }
 
@@ -170,6 +190,7 @@ double Ledger::CountedParts::settle(const std::function<void(std::uint32_t accou
             if (!wholes.contains({pid, i}) && is_known(counted, i)) uncharged += counted.bytes[i];
     struct Known {
         double factor = 1, growth_factor = 1, relative_variance = 0;
+        double slope = 0, late_slope = 0;  ///< bytes a minute, of all; 0: not known
     };
     std::map<std::pair<std::int32_t, std::uint32_t>, Known> known;
     for (const auto& [key, whole] : wholes) {
@@ -198,6 +219,10 @@ double Ledger::CountedParts::settle(const std::function<void(std::uint32_t accou
                                   (counted.bytes[key.second] / entry_of.counted.bytes[key.second]) *
                                   (best.value / sampled) * (whole.live.value() / counted.bytes[key.second]) /
                                   whole.growth.value();
+        if (entry_of.counts >= kFewCounts) {
+            entry.slope = entry_of.slope(key.second, now_ns_);
+            entry.late_slope = entry_of.slope_since(key.second, kLate * now_ns_);
+        }
         // Somebody of whom no group of windows happened to see anything may be there as well.
         const double unseen = all_seen ? std::max(0.0, more) / std::max(best.value, 1.0) : 1 / (groups + 2);
         entry.relative_variance =
@@ -217,6 +242,7 @@ double Ledger::CountedParts::settle(const std::function<void(std::uint32_t accou
                             entry.relative_variance);
         part.growth.calibrate(whole.growth, share(part.growth, whole.growth), entry.growth_factor,
                               entry.relative_variance);
+        if (entry.slope > 0) part.late_growth = part.growth.value() * entry.late_slope / entry.slope;
         part.unconfirmed *= entry.factor;
         take(account, part);
     }

@@ -34,6 +34,8 @@ MemoryFigures& MemoryFigures::operator+=(const MemoryFigures& other) {
     count += other.count;
     temporary += other.temporary;
     unconfirmed += other.unconfirmed;
+    counted_growth += other.counted_growth;
+    late_growth += other.late_growth;
     peak += other.peak;
     peak_variance += other.peak_variance;
     slot_ns = other.slot_ns;
@@ -69,7 +71,7 @@ std::vector<Ledger::Living> Ledger::living(double now_ns, const TimeSlots& slots
                 duration_s >= kLeastSlope_s ? slope_of_survivor(birth * 1e-9, duration_s) : 0;
             if (birth > now_ns - kYoungNs) continue;
             counted.add(block, *size_class, slope);
-            living.surviving[slots.slot_of(birth)] += static_cast<float>(each);
+            living.surviving[slots.slot_of(birth)] += static_cast<float>(each * block.may_live);
             continue;
         }
         if (!block.is_estimated()) counted.add_known(block);
@@ -90,6 +92,8 @@ std::vector<Ledger::Living> Ledger::living(double now_ns, const TimeSlots& slots
         living.live += part.live;
         living.growth += part.growth;
         living.unconfirmed += part.unconfirmed;
+        if (part.late_growth != 0) living.counted_growth += part.growth.value();
+        living.late_growth += part.late_growth;
         living.counted = true;
         living.windowed += part.live.value();
         living.sampled += part.sampled;
@@ -146,6 +150,8 @@ MemoryFigures Ledger::figures_of(const Account& account, Living&& living, double
     figures.growth = std::move(living.growth);
     figures.count = account.count;
     figures.unconfirmed = living.unconfirmed;
+    figures.counted_growth = living.counted_growth;
+    figures.late_growth = living.late_growth;
     figures.temporary = account.temporary;
     const bool changed_since = account.peak == peak_;
     figures.peak = std::max(0.0, changed_since ? account.at_peak : account.live + account.windowed_live);

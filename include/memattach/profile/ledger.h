@@ -41,6 +41,9 @@ struct MemoryFigures {
     SampleSum count;
     SampleSum temporary;
     double unconfirmed = 0;  ///< part of live: not looked at at the end
+    /// Part of growth, of sizes whose blocks are counted; and what these counts grew by in the last quarter
+    /// of the session, bytes per minute as well.
+    double counted_growth = 0, late_growth = 0;
     double peak = 0;
     double peak_variance = 0;
     double slot_ns = 0;
@@ -101,6 +104,9 @@ class Ledger {
         std::uint64_t window;
         std::uint64_t birth_ns;
         bool unseen;
+        /// How likely it lives where its end hasn't been seen, as far as that is known from the place: where
+        /// its line had n blocks before, all of which ended, one in n + 1.
+        double may_live = 1;
         [[nodiscard]] double variance() const { return weight * weight * (1 - kept); }
         /// Its end may not have been seen. Of large blocks it isn't watched for, however many are seen.
         [[nodiscard]] bool is_estimated() const { return window != 0 || kind == trace::AllocKind::large; }
@@ -137,8 +143,9 @@ class Ledger {
         SampleSum live, growth;
         double unconfirmed = 0;
         bool counted = false;  ///< some of it is
-        double windowed = 0;   ///< live bytes of blocks that were seen in windows
-        double sampled = 0;    ///< the same by the samples alone
+        double counted_growth = 0, late_growth = 0;
+        double windowed = 0;  ///< live bytes of blocks that were seen in windows
+        double sampled = 0;   ///< the same by the samples alone
         TimeSlots::Values surviving{};
     };
     /// The blocks that are counted in one process.
@@ -149,7 +156,15 @@ class Ledger {
         /// Integrals over time of counted bytes, and of those times time: what the slope is made of.
         Classes area{}, moment{};
         unsigned counts = 0;
+        struct Earlier {
+            double at_ns = 0;  ///< since the start
+            Classes bytes{};
+        };
+        std::vector<Earlier> earlier;  ///< at most kMostEarlier counts, evenly over the session
+        static constexpr std::size_t kMostEarlier = 64;
         [[nodiscard]] double slope(std::size_t size_class, double now_ns) const;
+        /// Since a moment, bytes per minute.
+        [[nodiscard]] double slope_since(std::size_t size_class, double from_ns) const;
         std::array<SampleSum, trace::LiveBlocks::kClasses> brief;  ///< block × ns of those that lived briefly
     };
     class CountedParts;
@@ -166,6 +181,7 @@ class Ledger {
     /// Books the end of `part` of a block. `seen`: at `end_ns` since the start, or about that time; else the
     /// address was simply given away again.
     void end_block(const Block& block, bool seen, double part, double end_ns);
+    double earlier_here(std::uint32_t account, std::uint64_t address);
     void erase(const Key& key);
     void thin();
     void unmap(const trace::Free& free);
@@ -182,6 +198,7 @@ class Ledger {
     std::vector<Account> accounts_;
     std::vector<std::uint32_t> account_by_cell_;
     std::unordered_map<Key, Block, KeyHash> blocks_;
+    std::unordered_map<Key, std::uint32_t, KeyHash> births_;  ///< by account and address
     std::map<Key, std::uint64_t> mappings_;    ///< sizes of the blocks that munmap may end in parts
     std::map<std::int32_t, Counted> counted_;  ///< by process
     std::uint64_t unknown_frees_ = 0;
