@@ -159,7 +159,9 @@ class Keeper {
         counters_.big_bytes = ShadowCounters::kNever;
         const double rest_ns = std::clamp(wanted_ns, kShortestNs, 10e6);
         choose_cpu();
-        timing_.begin_state();
+        // The clock stands still in a run. What the program waits for by the clock and would come within the
+        // window comes in it so, and nothing else does: by the end of the window it will have come as often.
+        timing_.begin_state(windows[0].start_wall_ns + static_cast<std::uint64_t>(rest_ns));
         const auto when_read = [&] {
             sampler_.see_stack(shared_.registers.fs_base);
             if (finds_most()) release();

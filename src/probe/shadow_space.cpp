@@ -294,9 +294,9 @@ bool ShadowSpace::write_vdso() {
                     static_cast<off_t>(vdso_->start())) == static_cast<ssize_t>(vdso_->image().size());
 }
 
-void ShadowSpace::begin_state() {
+void ShadowSpace::begin_state(std::uint64_t time_ns) {
     if (!vdso_) return;
-    vdso_->read_clocks();
+    vdso_->read_clocks(static_cast<std::int64_t>(base::monotonic_ns() - time_ns));
     const std::span<const std::byte> times = vdso_->times();
     static_cast<void>(
         ::pwrite(memory_.get(), times.data(), times.size(), static_cast<off_t>(vdso_->times_start())) < 0);

@@ -63,8 +63,8 @@ class ShadowSpace {
     /// takes as long as hundreds of allocations, and must not be in a run. Contents stay as they are.
     void touch(std::span<const std::uint64_t> pages);
     [[nodiscard]] ShadowKernel& kernel() { return kernel_; }
-    /// The runs that follow are of another state: they all read the same time.
-    void begin_state();
+    /// The runs that follow are of another state: they all read the same time, of the monotonic clock.
+    void begin_state(std::uint64_t time_ns);
     /// The beginning of a run. It begins to count its marks.
     bool set_state(user_regs_struct registers, std::span<const std::byte> extended_state);
 

@@ -40,10 +40,10 @@ constexpr double kStubNs = 1.2, kMarkNs = 12;
 
 }  // namespace
 
-void ShadowTiming::begin_state() {
+void ShadowTiming::begin_state(std::uint64_t time_ns) {
     before_late_ = 0;
     thorough_ = states_++ % kThoroughEvery == 0 || soon_.count < kSoonMemory;
-    space_->begin_state();
+    space_->begin_state(time_ns);
 }
 
 bool ShadowTiming::restore() {

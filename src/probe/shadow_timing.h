@@ -92,7 +92,8 @@ class ShadowTiming {
 
     /// Until the next call.
     void set_space(ShadowSpace* space) { space_ = space; }
-    void begin_state();
+    /// `time_ns`: what the runs read from the monotonic clock.
+    void begin_state(std::uint64_t time_ns);
     /// The state that was submitted, to be run without marks.
     bool restore_for_sampling();
     /// The way of the state in `length_ns` of the program's own time, which is `factor` times the shadow's.

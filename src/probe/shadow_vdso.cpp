@@ -40,22 +40,24 @@ ShadowVdso::ShadowVdso(const process::Memory& target, const process::Mapping& ma
     const auto distance = static_cast<std::int32_t>(times - (at + kDistanceAt + 4));
     std::memcpy(image_.data() + at + kDistanceAt, &distance, sizeof distance);
     times_offset_ = times;
-    for (std::size_t clock = 0; clock < kClocks; ++clock) read_clock(clock);
+    for (std::size_t clock = 0; clock < kClocks; ++clock) read_clock(clock, 0);
 }
 
-void ShadowVdso::read_clock(std::size_t clock) {
+void ShadowVdso::read_clock(std::size_t clock, std::int64_t ago_ns) {
     timespec now{};
     ::clock_gettime(static_cast<clockid_t>(clock), &now);
-    const std::array<std::uint64_t, 2> words = {static_cast<std::uint64_t>(now.tv_sec),
-                                                static_cast<std::uint64_t>(now.tv_nsec)};
+    constexpr std::int64_t kSecond = 1'000'000'000;
+    const std::int64_t ns = now.tv_sec * kSecond + now.tv_nsec - ago_ns;
+    const std::array<std::uint64_t, 2> words = {static_cast<std::uint64_t>(ns / kSecond),
+                                                static_cast<std::uint64_t>(ns % kSecond)};
     std::memcpy(image_.data() + times_offset_ + clock * sizeof words, words.data(), sizeof words);
 }
 
-void ShadowVdso::read_clocks() {
+void ShadowVdso::read_clocks(std::int64_t ago_ns) {
     if (times_offset_ == image_.size()) return;
     for (const clockid_t clock : {CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME_COARSE,
                                   CLOCK_MONOTONIC_COARSE, CLOCK_BOOTTIME})
-        read_clock(static_cast<std::size_t>(clock));
+        read_clock(static_cast<std::size_t>(clock), ago_ns);
 }
 
 }  // namespace memattach::probe

@@ -23,8 +23,9 @@ class ShadowVdso {
     /// The part of it that read_clocks() changes, and where it is in the target.
     [[nodiscard]] std::span<const std::byte> times() const { return image().subspan(times_offset_); }
     [[nodiscard]] std::uint64_t times_start() const { return start_ + times_offset_; }
-    /// The time is this moment's; CPU time, which nobody but the kernel could tell, stays as it was.
-    void read_clocks();
+    /// The time is `ago_ns` before this moment's; CPU time, which nobody but the kernel could tell, stays as
+    /// it was.
+    void read_clocks(std::int64_t ago_ns);
 
   private:
     static constexpr std::size_t kClocks = 16;
@@ -34,7 +35,7 @@ class ShadowVdso {
     /// kClocks times {seconds, nanoseconds}; the image's end where there is no code.
     std::size_t times_offset_;
 
-    void read_clock(std::size_t clock);
+    void read_clock(std::size_t clock, std::int64_t ago_ns);
 };
 
 }  // namespace memattach::probe
