@@ -76,7 +76,7 @@ GroupSchedule::GroupSchedule(Policy policy, const StopClock& clock, double budge
       always_budget_(budget),
       always_(policy_.may_be_always),
       always_wall_ns_(start.wall_ns),
-      copy_ns_(kShortestCopyNs) {
+      copy_ns_(kCopyNs) {
     plan_span(0);
 }
 

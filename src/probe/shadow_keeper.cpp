@@ -26,11 +26,12 @@ namespace {
 constexpr double kShortestNs = 15'000, kManyAllocations = 16;
 /// No program allocates faster: less is an error of what was taken off.
 constexpr double kShortestGapNs = 10;
-/// How much slower the target's processor is than this one: so often they are compared, and each time at
-/// first. On a virtual machine one is twice as fast as the other or half as fast, by turns, mostly for less
-/// than a second, as its host has other work for the other half of their cores: single comparisons say
+/// How much slower the target's processor is than this one: so often they are compared, and more often
+/// at first. On a virtual machine one is twice as fast as the other or half as fast, by turns, mostly for
+/// less than a second, as its host has other work for the other half of their cores: single comparisons say
 /// nothing, and neither do the last few. What stays, of many, is a difference.
-constexpr std::uint64_t kCompareEveryNs = 300'000'000, kForgetNs = 10'000'000'000;
+constexpr std::uint64_t kCompareEveryNs = 300'000'000, kCompareFirstNs = 60'000'000,
+                        kForgetNs = 10'000'000'000;
 constexpr double kFirstCompared = 8, kComparedMemory = 32;
 /// As if so many had been made that found none.
 constexpr double kAlike = 4;
@@ -206,18 +207,27 @@ class Keeper {
         const std::uint64_t age_ns = start_ns - speed.compared_ns;
         if (age_ns > kForgetNs) speed = {};
         const bool is_known = speed.log_ratio.count >= kAlike + kFirstCompared;
-        if ((is_known || speed.has_failed) && age_ns < kCompareEveryNs) return;
+        const std::uint64_t every_ns = is_known || speed.has_failed ? kCompareEveryNs : kCompareFirstNs;
+        if (age_ns < every_ns) return;
+        const std::uint64_t waited_ns = waited_so_far();
         const bool is_there = move_to(there);
         const auto there_ns = is_there ? timing_.time_to(way, marks) : std::nullopt;
         move_to(cpu_);
         speed.compared_ns = base::monotonic_ns();
-        for (ShadowResult& result : shared_.results)
-            result.taken_ns += static_cast<double>(speed.compared_ns - start_ns) / 2;
+        const auto taken_ns = static_cast<double>(waited_so_far() - waited_ns);
+        for (ShadowResult& result : shared_.results) result.taken_ns += taken_ns / shared_.window_count;
         const auto here_ns = there_ns ? timing_.time_to(way, marks) : std::nullopt;
         speed.has_failed = !here_ns || *here_ns <= 0;
         if (speed.has_failed) return;
         const double ratio = std::clamp(*there_ns / *here_ns, 1 / kMostSlower, kMostSlower);
         speed.add(std::log(ratio));
+    }
+
+    /// For how long the target's thread has been ready to run, and something else ran; ns.
+    [[nodiscard]] std::uint64_t waited_so_far() const {
+        const auto text = process::read_proc(shared_.tid, "schedstat");
+        const auto stat = text ? process::parse_schedstat(*text) : std::nullopt;
+        return stat ? stat->waiting_ns : 0;
     }
 
     void tell(std::span<const ShadowWindow> windows, const Way& way, double rest_ns) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "memattach/base/clock.h"
 #include "memattach/probe/large_entry.h"
@@ -9,9 +10,10 @@
 namespace memattach::probe {
 namespace {
 
-/// Allocations to be looked at in a window, one by one, on average; and at most, in one that comes after many
-/// that met fewer: in a program that computes between bursts of allocations it is such windows that tell.
-constexpr double kSamples = 16, kMostSamples = 256;
+/// So many allocations are looked at one by one, which takes 0.1 ms of this processor each: in a window what
+/// has been saved, of a few windows in a second or of windows that met nothing. In a program that rests, or
+/// computes between bursts of allocations, it is a few windows that tell.
+constexpr double kSamplesPerNs = 300e-9, kLeastSamples = 8, kMostSamples = 384;
 /// Larger ones are all looked at: they are few, and the bytes are theirs.
 constexpr std::uint64_t kBigBytes = 32 * 1024;
 constexpr std::uint64_t kLongestNs = 10'000'000;
@@ -110,7 +112,9 @@ void ShadowSampler::run(ShadowSpace& space, ShadowPages& pages, const ShadowWind
     window_ = window;
     group_ = group_of(window.group);
     tid_ = tid;
-    spare_samples_ = std::min(spare_samples_ + kSamples, kMostSamples);
+    const std::uint64_t start_ns = base::monotonic_ns();
+    const auto saved_ns = static_cast<double>(start_ns - std::exchange(saved_since_ns_, start_ns));
+    spare_samples_ = std::clamp(spare_samples_ + kSamplesPerNs * saved_ns, kLeastSamples, kMostSamples);
     every_ = std::max(1.0, allocations / spare_samples_);
     spare_samples_ -= std::min(allocations, spare_samples_);
     start_ns_ = static_cast<double>(window.start_wall_ns);
@@ -126,18 +130,17 @@ void ShadowSampler::run(ShadowSpace& space, ShadowPages& pages, const ShadowWind
     counters_.countdown[1 - group_] = ShadowCounters::kNever;
     counters_.big_bytes = group_ == 0 ? kBigBytes : ShadowCounters::kNever;
     counters_.watched.fill(ShadowCounters::kNobody);
-    const std::uint64_t start_ns = base::monotonic_ns();
     auto longest_ns = kLongestNs + static_cast<std::uint64_t>(2 * own_ns + kSampleNs * allocations / every_);
     while (allocations > 0) {
-        const std::uint64_t passed_ns = base::monotonic_ns() - start_ns;
-        if (passed_ns > longest_ns || events_.size() > kMostEvents) break;
+        const std::uint64_t in_run_ns = base::monotonic_ns() - start_ns;
+        if (in_run_ns > longest_ns || events_.size() > kMostEvents) break;
         const auto run =
             space.go_on(start_ns + longest_ns, [&](std::uint64_t page) { return pages.bring(space, page); });
         if (run != ShadowSpace::End::stopped) break;
         if (!is_over_ && this->hits(group_) > hits) {
             is_over_ = true;
             draw_no_more();
-            longest_ns = passed_ns + static_cast<std::uint64_t>(kGoOnShare * own_ns) + kGoOnNs;
+            longest_ns = in_run_ns + static_cast<std::uint64_t>(kGoOnShare * own_ns) + kGoOnNs;
         }
         if (is_over_ && live_.empty() && !call_) break;
         const auto regs = space.registers();
