@@ -153,7 +153,7 @@ Profile Builder::finish(const Target& target, const Session& session, const Tota
         }
         profile.stacks.push_back(std::move(row));
     }
-    rows.write(profile, impl_->thread_names, times, memory_s, memory.uncharged_live);
+    rows.write(profile, impl_->thread_names, times, memory_s, memory.uncharged_live, memory.is_counted);
     if (impl_->options.memory) profile.totals.unknown_frees = impl_->ledger.unknown_frees();
     if (profile.totals.cpu_s == 0 && session.rate_hz > 0) {
         profile.totals.cpu_s = static_cast<double>(profile.totals.cpu_samples) / session.rate_hz;

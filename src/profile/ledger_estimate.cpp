@@ -205,6 +205,10 @@ Ledger::Result Ledger::evaluate(std::uint64_t end_ns) const {
     const unsigned doublings = slots.doublings_for(result.duration_ns);
     slots.grow(doublings);
     std::vector<Living> all = living(result.duration_ns, slots, result.uncharged_live);
+    result.is_counted = std::all_of(accounts_.begin(), accounts_.end(), [&](const Account& account) {
+        const auto found = counted_.find(account.pid);
+        return found != counted_.end() && found->second.counted.objects && found->second.counted.chunks;
+    });
     double live = 0;
     double peak = 0;
     for (std::size_t i = 0; i < accounts_.size(); ++i) {

@@ -292,10 +292,15 @@ bool RowMaker::is_worth_saying(double uncharged_live, double live) {
 }
 
 void RowMaker::write(Profile& profile, const ThreadNames& names, const AllWindowTimes& times,
-                     double duration_s, double uncharged_live) const {
+                     double duration_s, double uncharged_live, bool is_counted) const {
     Measured measured{
         times, duration_s, {}, all_.memory.alloc.most_missed(times), all_.memory.count.most_missed(times)};
     if (options_.memory) write_memory(measured.all, all_.memory, times, duration_s);
+    // What rows have no sample of is in the count all the same, and none has more than all.
+    if (options_.memory && is_counted) {
+        measured.all.live_ci95 = all_.memory.live.uncertainty(times).half_width95();
+        measured.all.growth_ci95 = all_.memory.growth.uncertainty(times).half_width95();
+    }
     if (is_worth_saying(uncharged_live, measured.all.live_bytes.value_or(0))) {
         measured.uncharged_live = uncharged_live;
         // It was allocated, it lives, and at the peak some of it did.

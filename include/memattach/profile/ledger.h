@@ -80,6 +80,7 @@ class Ledger {
         double duration_ns = 0;
         /// Live bytes of counted sizes of which no sample lives: nobody's.
         double uncharged_live = 0;
+        bool is_counted = false;  ///< all that lives is, but for mappings
     };
     [[nodiscard]] Result evaluate(std::uint64_t end_ns) const;
 

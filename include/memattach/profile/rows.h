@@ -32,9 +32,9 @@ class RowMaker {
         }
     };
     /// Fills files, functions, threads, leaks, and those of the totals that rows are parts of. `times`,
-    /// `duration_s` and `uncharged_live` are the ledger's.
+    /// `duration_s`, `uncharged_live` and `is_counted` are the ledger's.
     void write(Profile& profile, const ThreadNames& names, const AllWindowTimes& times, double duration_s,
-               double uncharged_live) const;
+               double uncharged_live, bool is_counted) const;
     /// Where so much lives besides what the rows have, any of them may have it.
     [[nodiscard]] static bool is_worth_saying(double uncharged_live, double live);
 
