@@ -135,6 +135,69 @@ TEST_CASE("a leak of which hardly anything was seen is as large as the count, an
     CHECK(*leak.live_ci95 > 0.3 * *leak.live_bytes);
 }
 
+TEST_CASE("a leak of which two blocks were seen is a suspect as long as the count grows") {
+    for (const bool goes_on : {true, false}) {
+        CAPTURE(goes_on);
+        Target t;
+        for (std::uint64_t w = 1; w <= 200; ++w) {
+            const double at = 100.0 * static_cast<double>(w);
+            std::vector<std::uint64_t> blocks;
+            for (int i = 0; i < 10; ++i) blocks.push_back(t.alloc(at + 0.1 * i, 1, w));
+            // Early ones: whether it goes on the count alone says.
+            if (w == 40 || w == 90) t.alloc(at, 2, w);
+            for (const std::uint64_t block : blocks) t.free(at + 1, block);
+            t.window(at, w);
+            if (w % 10 == 0) t.count(at + 2, (goes_on ? at : std::min(at, 12'000.0)) + 10);
+        }
+        const profile::Profile p = t.finish(20);
+        REQUIRE(p.leaks.size() == (goes_on ? 1 : 0));
+        if (goes_on) CHECK(p.leaks.front().line == 2);
+    }
+}
+
+TEST_CASE("where a line's blocks come and go at one address, one whose end wasn't seen is likely gone") {
+    Target t;
+    for (std::uint64_t w = 1; w <= 200; ++w) {
+        const double at = 100.0 * static_cast<double>(w);
+        for (int i = 0; i < 10; ++i) {
+            t.address = 0x10000;
+            const std::uint64_t block = t.alloc(at + 0.05 * i, 1, w);
+            if (w < 200 || i < 9) t.free(at + 0.05 * i + 0.01, block);
+        }
+        t.address = 0x100000 + w * 1024;
+        if (w % 50 == 20) t.alloc(at, 2, w);
+        t.window(at, w);
+        if (w % 10 == 0) t.count(at + 2, at);
+    }
+    t.count(20'200, 20'000);
+    const profile::Profile p = t.finish(20.3);
+    CHECK(*Target::figures(p, 2).live_bytes == doctest::Approx(20'000.0 * kSize).epsilon(0.02));
+    REQUIRE(p.leaks.size() == 1);
+    CHECK(p.leaks.front().line == 2);
+}
+
+TEST_CASE("no line's live bytes may be off by more than all that is counted") {
+    Target t;
+    for (std::uint64_t w = 1; w <= 4; ++w) {
+        const double at = 100.0 * static_cast<double>(w);
+        std::vector<std::uint64_t> blocks;
+        for (int i = 0; i < 50; ++i) blocks.push_back(t.alloc(at + 0.01 * i, 1, w));
+        if (w == 2) t.alloc(at, 2, w);
+        for (const std::uint64_t block : blocks) t.free(at + 0.9, block);
+        t.window(at, w);
+    }
+    LiveBlocks counted;
+    counted.time_ns = kStart + 600 * kMs;
+    counted.objects = counted.chunks = true;
+    counted.blocks[kClass] = 100;
+    counted.bytes[kClass] = 100 * kSize;
+    t.builder->add(counted);
+    const profile::Profile p = t.finish(0.7);
+    CHECK(*p.totals.live_bytes == doctest::Approx(100 * kSize));
+    CHECK(*Target::figures(p, 1).live_ci95 <= *p.totals.live_bytes + *p.totals.live_ci95);
+    CHECK(*p.totals.live_ci95 <= 2 * *p.totals.live_bytes);
+}
+
 TEST_CASE("large blocks that were all seen, whose ends weren't: the count says how many live") {
     constexpr std::uint64_t kLarge = 1'000'000;
     constexpr std::size_t kLargeClass = LiveBlocks::chunk_class(LiveBlocks::chunk_of(kLarge));
