@@ -209,12 +209,12 @@ class Keeper {
         const bool is_known = speed.log_ratio.count >= kAlike + kFirstCompared;
         const std::uint64_t every_ns = is_known || speed.has_failed ? kCompareEveryNs : kCompareFirstNs;
         if (age_ns < every_ns) return;
-        const std::uint64_t waited_ns = waited_so_far();
+        const double waited_ns = waited_so_far();
         const bool is_there = move_to(there);
         const auto there_ns = is_there ? timing_.time_to(way, marks) : std::nullopt;
         move_to(cpu_);
         speed.compared_ns = base::monotonic_ns();
-        const auto taken_ns = static_cast<double>(waited_so_far() - waited_ns);
+        const double taken_ns = std::max(waited_so_far() - waited_ns, 0.0);
         for (ShadowResult& result : shared_.results) result.taken_ns += taken_ns / shared_.window_count;
         const auto here_ns = there_ns ? timing_.time_to(way, marks) : std::nullopt;
         speed.has_failed = !here_ns || *here_ns <= 0;
@@ -224,10 +224,10 @@ class Keeper {
     }
 
     /// For how long the target's thread has been ready to run, and something else ran; ns.
-    [[nodiscard]] std::uint64_t waited_so_far() const {
+    [[nodiscard]] double waited_so_far() const {
         const auto text = process::read_proc(shared_.tid, "schedstat");
         const auto stat = text ? process::parse_schedstat(*text) : std::nullopt;
-        return stat ? stat->waiting_ns : 0;
+        return stat ? static_cast<double>(stat->waiting_ns) : 0;
     }
 
     void tell(std::span<const ShadowWindow> windows, const Way& way, double rest_ns) {

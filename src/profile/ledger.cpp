@@ -97,7 +97,7 @@ void Ledger::add(const trace::Alloc& alloc, CellId cell) {
     account.born[slots_.slot_of(since_start(alloc.time_ns))] += 1;
 
     Block block{index, alloc.kind, alloc.size_bytes, size * times, kept, alloc.window, alloc.time_ns, false};
-    if (is_estimated) block.may_live = 1.0 / (1.0 + earlier_here(index, alloc.address));
+    if (alloc.window != 0) block.may_live = 1.0 / (1.0 + earlier_here(index, alloc.address));
     if (thinned_ > 0) {
         const std::uint64_t bits = trace::thinning_bits(alloc.address, alloc.time_ns);
         if (bits % (std::uint64_t{1} << thinned_) != 0) return;
@@ -114,7 +114,6 @@ void Ledger::add(const trace::Alloc& alloc, CellId cell) {
     if (blocks_.size() > max_blocks_) thin();
 }
 
-/// How many sampled blocks an account had at an address, of late. Adds one.
 double Ledger::earlier_here(std::uint32_t account, std::uint64_t address) {
     constexpr std::size_t kMost = std::size_t{1} << 16;
     if (births_.size() >= kMost) births_.clear();

@@ -12,6 +12,7 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <unordered_map>
 
 #include "memattach/profile/ledger.h"
@@ -24,9 +25,9 @@ class Ledger::CountedParts {
     struct Part {
         SampleSum blocks, live, growth;
         double unconfirmed = 0;
-        double late_growth = 0;  ///< MemoryFigures
-        double sampled = 0;      ///< live bytes by the samples alone
-        bool lives = false;      ///< one of its blocks does; else it has brief ones only
+        std::optional<double> late_growth;  ///< MemoryFigures
+        double sampled = 0;                 ///< live bytes by the samples alone
+        bool lives = false;                 ///< one of its blocks does; else it has brief ones only
     };
 
     CountedParts(const Ledger& ledger, double now_ns) : ledger_(ledger), now_ns_(now_ns) {}

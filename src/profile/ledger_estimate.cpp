@@ -92,8 +92,8 @@ std::vector<Ledger::Living> Ledger::living(double now_ns, const TimeSlots& slots
         living.live += part.live;
         living.growth += part.growth;
         living.unconfirmed += part.unconfirmed;
-        if (part.late_growth != 0) living.counted_growth += part.growth.value();
-        living.late_growth += part.late_growth;
+        if (part.late_growth) living.counted_growth += part.growth.value();
+        living.late_growth += part.late_growth.value_or(0);
         living.counted = true;
         living.windowed += part.live.value();
         living.sampled += part.sampled;

@@ -23,19 +23,20 @@
 /// random moment, the allocations that were sampled in it, and those of them that were freed in it.
 ///
 /// A state is run several times: to find the pages that it needs, while the thread is held where many are
-/// new; until the processor is warm and the fastest run is known, which counts; to stop at some allocations.
-/// When it began, and every few allocations, it notes the time itself, by the processor's time stamp counter,
-/// so that neither what lies before and behind a run nor what it waits for is in its time. What a program
-/// needs is known after some tens of states, and read anew for each (some hundred pages): a page is
-/// forgotten when it isn't missed where it is left out. A page that is missed when the thread has been let go
-/// is read then: most memory doesn't change in a millisecond, and where a run goes astray because of it the
-/// window ends before that page. A run that can't go as far as it was to (a system call) would hide what
-/// comes behind such places: windows are as short as nearly all can be in full (GroupSchedule), and where
-/// even that is too long and hits are far enough apart, windows in the target are better.
+/// new; until the processor is warm and the fastest run is known, which counts (in one of eight states: in
+/// the others a few runs tell); to stop at some allocations. When it began, and every few allocations, it
+/// notes the time itself, by the processor's time stamp counter, so that neither what lies before and behind
+/// a run nor what it waits for is in its time. What a program needs is known after some tens of states, and
+/// read anew for each (some hundred pages): a page is forgotten when it isn't missed where it is left out. A
+/// page that is missed when the thread has been let go is read then: most memory doesn't change in a
+/// millisecond, and where a run goes astray because of it the window ends before that page. A run that can't
+/// go as far as it was to (a system call) would hide what comes behind such places: windows are as short as
+/// nearly all can be in full (GroupSchedule), and where even that is too long and hits are far enough apart,
+/// windows in the target are better.
 ///
-/// No two processors are equally fast: on a virtual machine one may be half as fast as the other for minutes,
+/// No two processors are equally fast: on a virtual machine each may be half as fast as the other by turns,
 /// because of what its host runs next to it. Now and then a state is run on the target's processor as well
-/// (which the target does without meanwhile), and own time is told as it would have been there.
+/// (which the target does without meanwhile), and own time is told as it would have been there, on average.
 ///
 /// A shadow does what the program does outside of the kernel: its windows stand for that part of its time.
 ///

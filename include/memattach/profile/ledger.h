@@ -105,8 +105,8 @@ class Ledger {
         std::uint64_t window;
         std::uint64_t birth_ns;
         bool unseen;
-        /// How likely it lives where its end hasn't been seen, as far as that is known from the place: where
-        /// its line had n blocks before, all of which ended, one in n + 1.
+        /// How likely one of a window lives where its end hasn't been seen, as far as that is known from the
+        /// place: where its line had n blocks before, all of which ended, one in n + 1.
         double may_live = 1;
         [[nodiscard]] double variance() const { return weight * weight * (1 - kept); }
         /// Its end may not have been seen. Of large blocks it isn't watched for, however many are seen.
@@ -182,6 +182,7 @@ class Ledger {
     /// Books the end of `part` of a block. `seen`: at `end_ns` since the start, or about that time; else the
     /// address was simply given away again.
     void end_block(const Block& block, bool seen, double part, double end_ns);
+    /// How many sampled blocks an account had at an address before, of late.
     double earlier_here(std::uint32_t account, std::uint64_t address);
     void erase(const Key& key);
     void thin();
