@@ -3,6 +3,7 @@
 #include <span>
 
 #include "memattach/probe/alloc_probe.h"
+#include "memattach/process/proc.h"
 
 namespace memattach::probe {
 
@@ -19,11 +20,19 @@ bool ends_with_call(std::span<const std::byte, 8> code) {
     return false;
 }
 
+/// glibc's tunable (manual/tunables.texi, 2.26 on): larger blocks are served from a thread's cache, from 2.42
+/// on up to 4 MB of them, and then don't come by where large requests do.
+bool caches_large(pid_t pid) {
+    return process::read_variable(pid, "GLIBC_TUNABLES").value_or("").find("glibc.malloc.tcache_max=") !=
+           std::string::npos;
+}
+
 }  // namespace
 
 /// Where large blocks come by alone is a site as the others are, and the last of them. Nothing is stopped
 /// yet.
 void AllocProbe::find_large() {
+    if (caches_large(pid_)) return;
     // Any thread's will do; the second is for one that has only just been started.
     constexpr int kMostThreads = 2;
     int tried = 0;

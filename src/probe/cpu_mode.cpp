@@ -1,6 +1,6 @@
 #include "memattach/probe/cpu_mode.h"
 
-#include <string_view>
+#include <string>
 
 #include "memattach/base/clock.h"
 #include "memattach/process/proc.h"
@@ -10,13 +10,7 @@ namespace {
 
 /// PYTHON_JIT, Doc/using/cmdline.rst, 3.13+: on unless it is "0".
 bool asks_for_jit(int pid) {
-    constexpr std::string_view kName("\0PYTHON_JIT=", 12);
-    const auto environment = process::read_proc(pid, "environ");
-    if (!environment) return false;
-    const std::string text = '\0' + *environment;
-    const auto at = text.find(kName);
-    if (at == std::string::npos) return false;
-    const std::string value(text.c_str() + at + kName.size());
+    const std::string value = process::read_variable(pid, "PYTHON_JIT").value_or("");
     return !value.empty() && value != "0";
 }
 

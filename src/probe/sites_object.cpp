@@ -218,10 +218,7 @@ constexpr std::array kFunctions = {
 
 bool asks_for_mimalloc(const SiteContext& context) {
     if (context.runtime.free_threaded) return true;
-    const auto environment = process::read_proc(context.pid, "environ");
-    if (!environment) return false;
-    const std::string text = '\0' + *environment;
-    return text.find(std::string("\0PYTHONMALLOC=mimalloc", 22)) != std::string::npos;
+    return process::read_variable(context.pid, "PYTHONMALLOC").value_or("").starts_with("mimalloc");
 }
 
 }  // namespace

@@ -63,6 +63,21 @@ std::optional<std::string> read_proc(int pid, std::string_view name) {
     return read_file(fmt::format("/proc/{}/{}", pid, name));
 }
 
+std::optional<std::string> read_variable(int pid, std::string_view name) {
+    const auto environment = read_proc(pid, "environ");
+    return environment ? parse_variable(*environment, name) : std::nullopt;
+}
+
+std::optional<std::string> parse_variable(std::string_view environment, std::string_view name) {
+    while (!environment.empty()) {
+        const std::string_view variable = environment.substr(0, environment.find('\0'));
+        if (variable.size() > name.size() && variable.starts_with(name) && variable[name.size()] == '=')
+            return std::string(variable.substr(name.size() + 1));
+        environment.remove_prefix(std::min(variable.size() + 1, environment.size()));
+    }
+    return std::nullopt;
+}
+
 std::optional<std::string> read_link(const std::string& path) {
     std::string target(PATH_MAX, '\0');
     const ssize_t length = ::readlink(path.c_str(), target.data(), target.size());

@@ -85,6 +85,11 @@ class MemoryTruth(LiveTest):
         self.assertLess(few["live_bytes"], 2_000_000, few)
         self.check(target, truth, profile, ("many",))
 
+    @each_python(minimum=(3, 12), maximum=(3, 12))
+    def test_large_blocks_that_may_come_from_a_cache_have_none(self, python):
+        _, _, profile = self.measure(python, "large", env={"GLIBC_TUNABLES": "glibc.malloc.tcache_max=1048576"})
+        self.assertIsNone(profile["session"]["coverage"]["large_from_bytes"])
+
     @each_python()
     def test_what_was_dropped_is_not_live(self, python):
         """Nothing takes the place of what is dropped last. In free-threaded builds such blocks looked alive for ever."""

@@ -20,6 +20,12 @@ std::optional<std::string> read_file(const std::string& path, std::size_t max_by
 /// read_file("/proc/PID/NAME")
 std::optional<std::string> read_proc(int pid, std::string_view name);
 
+/// The value of an environment variable as a process was started with it; nothing where it wasn't, or where
+/// /proc/PID/environ can't be read.
+std::optional<std::string> read_variable(int pid, std::string_view name);
+/// The same, of environ's text.
+std::optional<std::string> parse_variable(std::string_view environment, std::string_view name);
+
 /// The target of a symbolic link ("/proc/1/exe"), or nothing; errno then says why.
 std::optional<std::string> read_link(const std::string& path);
 

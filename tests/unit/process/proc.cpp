@@ -69,6 +69,16 @@ TEST_CASE("cmdline") {
     CHECK(process::parse_cmdline("").empty());
 }
 
+TEST_CASE("a variable of environ") {
+    using namespace std::string_literals;
+    const std::string text = "PATHS=no\0PATH=/bin:/usr/bin\0EMPTY=\0PATH=second\0=odd\0broken"s;
+    CHECK(process::parse_variable(text, "PATH") == "/bin:/usr/bin");
+    CHECK(process::parse_variable(text, "EMPTY") == "");
+    CHECK_FALSE(process::parse_variable(text, "broken"));
+    CHECK_FALSE(process::parse_variable(text, "HOME"));
+    CHECK_FALSE(process::parse_variable("", "PATH"));
+}
+
 TEST_CASE("schedstat") {
     const auto s = process::parse_schedstat("123456789012 42 7\n");
     REQUIRE(s);
