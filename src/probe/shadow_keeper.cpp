@@ -30,9 +30,9 @@ constexpr double kShortestGapNs = 10;
 /// at first. On a virtual machine one is twice as fast as the other or half as fast, by turns, mostly for
 /// less than a second, as its host has other work for the other half of their cores: single comparisons say
 /// nothing, and neither do the last few. What stays, of many, is a difference.
-constexpr std::uint64_t kCompareEveryNs = 300'000'000, kCompareFirstNs = 60'000'000,
+constexpr std::uint64_t kCompareEveryNs = 800'000'000, kCompareFirstNs = 150'000'000,
                         kForgetNs = 10'000'000'000;
-constexpr double kFirstCompared = 8, kComparedMemory = 32;
+constexpr double kFirstCompared = 6, kComparedMemory = 32;
 /// As if so many had been made that found none.
 constexpr double kAlike = 4;
 constexpr double kMostSlower = 4;

@@ -130,7 +130,11 @@ std::optional<Leak> judge(const LeakCandidate& candidate, const AllWindowTimes& 
         // would hide that.
         if (is_telling && cohort(memory, t, 0.5, 1.01).born < 0.25 * all.born) return std::nullopt;
         if (is_telling && cohort(memory, t, 0.75, 1.01).born < 0.1 * all.born) return std::nullopt;
-    } else if (is_telling) {
+    } else if (is_counted) {
+        // Others of its size may grow in its stead: then it keeps nothing of late.
+        if (all.alive >= kTellingBlocks && cohort(memory, t, 0.75, 1.01).alive < 0.1 * all.alive)
+            return std::nullopt;
+    } else {
         const Slope recent = slope_between(memory, t, 0.5, 1);
         const Slope last = slope_between(memory, t, 0.75, 1);
         if (recent.points < 3 || !(last.bytes_per_min > 0.25 * recent.bytes_per_min)) return std::nullopt;
