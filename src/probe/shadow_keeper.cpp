@@ -214,8 +214,7 @@ class Keeper {
         const auto there_ns = is_there ? timing_.time_to(way, marks) : std::nullopt;
         move_to(cpu_);
         speed.compared_ns = base::monotonic_ns();
-        const double taken_ns = std::max(waited_so_far() - waited_ns, 0.0);
-        for (ShadowResult& result : shared_.results) result.taken_ns += taken_ns / shared_.window_count;
+        shared_.results[0].taken_ns += std::max(waited_so_far() - waited_ns, 0.0);
         const auto here_ns = there_ns ? timing_.time_to(way, marks) : std::nullopt;
         speed.has_failed = !here_ns || *here_ns <= 0;
         if (speed.has_failed) return;
