@@ -10,14 +10,15 @@
 namespace memattach::probe {
 namespace {
 
-/// So many allocations are looked at one by one, which takes 0.1 ms of this processor each: in a window what
-/// has been saved, of a few windows in a second or of windows that met nothing. In a program that rests, or
-/// computes between bursts of allocations, it is a few windows that tell.
-constexpr double kSamplesPerNs = 300e-9, kLeastSamples = 8, kMostSamples = 384;
+/// So many allocations of a group are looked at one by one, which takes 0.1 ms of this processor each: in a
+/// window what has been saved, of a few windows in a second or of windows that met nothing. In a program that
+/// rests, or computes between bursts of allocations, it is a few windows that tell.
+constexpr double kSamplesPerNs = 200e-9, kLeastSamples = 8, kMostSamples = 384;
 /// Larger ones are all looked at: they are few, and the bytes are theirs.
 constexpr std::uint64_t kBigBytes = 32 * 1024;
+/// A window may take so long to be looked at, and so much longer for each sample.
 constexpr std::uint64_t kLongestNs = 10'000'000;
-constexpr double kSampleNs = 200'000;
+constexpr double kLongestSampleNs = 200'000;
 constexpr std::size_t kMostEvents = 1024;
 /// When the window is over the shadow goes on for so long, to see the end of what was just in use.
 constexpr double kGoOnShare = 2;
@@ -113,10 +114,11 @@ void ShadowSampler::run(ShadowSpace& space, ShadowPages& pages, const ShadowWind
     group_ = group_of(window.group);
     tid_ = tid;
     const std::uint64_t start_ns = base::monotonic_ns();
-    const auto saved_ns = static_cast<double>(start_ns - std::exchange(saved_since_ns_, start_ns));
-    spare_samples_ = std::clamp(spare_samples_ + kSamplesPerNs * saved_ns, kLeastSamples, kMostSamples);
-    every_ = std::max(1.0, allocations / spare_samples_);
-    spare_samples_ -= std::min(allocations, spare_samples_);
+    Savings& saved = saved_[group_];
+    const auto passed_ns = static_cast<double>(start_ns - std::exchange(saved.at_ns, start_ns));
+    const double spare = std::clamp(saved.samples + kSamplesPerNs * passed_ns, kLeastSamples, kMostSamples);
+    every_ = std::max(1.0, allocations / spare);
+    saved.samples = spare - std::min(allocations, spare);
     start_ns_ = static_cast<double>(window.start_wall_ns);
     per_hit_ns_ = own_ns / std::max(hits, 1.0);
     call_.reset();
@@ -130,7 +132,8 @@ void ShadowSampler::run(ShadowSpace& space, ShadowPages& pages, const ShadowWind
     counters_.countdown[1 - group_] = ShadowCounters::kNever;
     counters_.big_bytes = group_ == 0 ? kBigBytes : ShadowCounters::kNever;
     counters_.watched.fill(ShadowCounters::kNobody);
-    auto longest_ns = kLongestNs + static_cast<std::uint64_t>(2 * own_ns + kSampleNs * allocations / every_);
+    auto longest_ns =
+        kLongestNs + static_cast<std::uint64_t>(2 * own_ns + kLongestSampleNs * allocations / every_);
     while (allocations > 0) {
         const std::uint64_t in_run_ns = base::monotonic_ns() - start_ns;
         if (in_run_ns > longest_ns || events_.size() > kMostEvents) break;

@@ -111,9 +111,12 @@ class ShadowSampler {
     std::size_t group_ = 0;
     pid_t tid_ = 0;
     double every_ = 1;  ///< hits of allocating sites per stop
-    double spare_samples_ = 0;
-    std::uint64_t saved_since_ns_ = 0;  ///< when some were spent last; 0: never, and there are most
-    double start_ns_ = 0;               ///< of the window, on the monotonic clock
+    struct Savings {
+        double samples = 0;
+        std::uint64_t at_ns = 0;  ///< as of then; 0: of all time
+    };
+    std::array<Savings, 2> saved_;  ///< by group
+    double start_ns_ = 0;           ///< of the window, on the monotonic clock
     double per_hit_ns_ = 0;
     std::optional<Call> call_;
     std::unordered_map<std::uint64_t, std::uint64_t> live_;  ///< sampled blocks: their places in the table

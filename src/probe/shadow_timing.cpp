@@ -16,7 +16,7 @@ constexpr double kGain = 1.02, kWarmer = 2;
 /// them could be timed better.
 constexpr int kFewRuns = 2;
 constexpr std::uint64_t kThoroughEvery = 8;
-constexpr double kSoonMemory = 8;
+constexpr double kSoonMemory = 8, kMostGain = 0.25;
 /// So often it is tried to go a way without missing a page.
 constexpr int kMostTries = 8;
 /// A way that is too short is tried again, for longer.
@@ -198,6 +198,9 @@ bool ShadowTiming::end_at(Way& way, double length_ns, double behind_ns, double f
         way.full = *best;
         way.is_gone = best->run.end == ShadowSpace::End::gone;
         if (way.is_gone) return false;
+        // The first few runs, as they were, are those that other states have alone.
+        const double few_ns = way.marks_ns[most - 1] / soon_.value;
+        soon_.add(std::clamp(best->run.marks_ns.back() / few_ns, kMostGain, 1.0), kSoonMemory);
         way.marks_ns = best->run.marks_ns;
     }
     learn(way.full);
@@ -256,7 +259,6 @@ std::optional<Timed> ShadowTiming::fastest(const Timed& first, std::size_t marks
                                            bool thoroughly) {
     constexpr int kMostMisses = 3;
     std::optional<Timed> best;
-    double soon_ns = 0;
     bool knows_changes = false;
     for (int i = 0, counted = 0, since = 0, misses = 0; i < kMostRuns && since < kRunsWithoutGain; ++i) {
         const Timed timed = timed_run(kPatience * length_ns, marks);
@@ -277,15 +279,9 @@ std::optional<Timed> ShadowTiming::fastest(const Timed& first, std::size_t marks
         const bool gains = !best || timed.own_ns * kGain < best->own_ns;
         since = gains ? 0 : since + 1;
         if (!best || timed.own_ns < best->own_ns) best = timed;
-        if (++counted == kFewRuns) {
-            soon_ns = best->own_ns;
-            if (!thoroughly) break;
-        }
+        if (++counted == kFewRuns && !thoroughly) break;
     }
-    if (!best || soon_ns <= 0) return best;
-    if (thoroughly) {
-        soon_.add(best->own_ns / soon_ns, kSoonMemory);
-    } else {
+    if (best && !thoroughly) {
         best->own_ns *= soon_.value;
         for (double& ns : best->run.marks_ns) ns *= soon_.value;
     }

@@ -12,7 +12,7 @@ constexpr double kLeastDuration_s = 5;
 constexpr std::size_t kMostSuspects = 10;
 constexpr double kLeastConfidence = 0.9;
 constexpr double kKeepsAll = 0.9;
-constexpr double kFewBlocks = 4, kFewAlive = 2;
+constexpr double kFewBlocks = 4, kFewAlive = 2, kOneAlive = 0.9;  // some count as parts (Ledger)
 /// Where most of a line's growth is of sizes that are counted, these grow on in the last quarter by so much
 /// of what they do on average, or it has stopped.
 constexpr double kMostly = 0.8, kGoesOn = 0.25;
@@ -120,7 +120,8 @@ std::optional<Leak> judge(const LeakCandidate& candidate, const AllWindowTimes& 
     // What is counted says itself whether it goes on, and whether there is anything.
     const bool is_counted = memory.counted_growth > kMostly * growth;
     if (is_counted && memory.late_growth < kGoesOn * memory.counted_growth) return std::nullopt;
-    if (all.alive < kFewAlive || old.alive < (is_counted ? 0.9 : kFewAlive) || old.alive < 0.1 * all.alive)
+    if (all.alive < kFewAlive || old.alive < (is_counted ? kOneAlive : kFewAlive) ||
+        old.alive < 0.1 * all.alive)
         return std::nullopt;
     const double z_all = error > 0 ? growth / error : 10;
     double z_recent = z_all;

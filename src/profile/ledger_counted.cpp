@@ -212,16 +212,16 @@ double Ledger::CountedParts::settle(const std::function<void(std::uint32_t accou
         if (!(sampled > 0)) continue;
         entry.growth_factor = entry.factor = best.value / sampled;
         // Few samples know little of when the others were allocated; the counts do.
-        if (entry_of.counts >= kFewCounts && whole.growth.value() > 0 && counted.bytes[key.second] > 0)
-            // Counted bytes are the allocator's; a row has what was asked for. What of them has been seen to
-            // live has a growth of its own.
-            entry.growth_factor = std::max(0.0, entry_of.slope(key.second, now_ns_)) *
-                                  (counted.bytes[key.second] / entry_of.counted.bytes[key.second]) *
-                                  (best.value / sampled) * (whole.live.value() / counted.bytes[key.second]) /
-                                  whole.growth.value();
         if (entry_of.counts >= kFewCounts) {
             entry.slope = entry_of.slope(key.second, now_ns_);
             entry.late_slope = entry_of.slope_since(key.second, kLate * now_ns_);
+            // Counted bytes are the allocator's; a row has what was asked for. What of them has been seen to
+            // live has a growth of its own.
+            if (whole.growth.value() > 0 && counted.bytes[key.second] > 0)
+                entry.growth_factor = std::max(0.0, entry.slope) *
+                                      (counted.bytes[key.second] / entry_of.counted.bytes[key.second]) *
+                                      (best.value / sampled) *
+                                      (whole.live.value() / counted.bytes[key.second]) / whole.growth.value();
         }
         // Somebody of whom no group of windows happened to see anything may be there as well.
         const double unseen = all_seen ? std::max(0.0, more) / std::max(best.value, 1.0) : 1 / (groups + 2);

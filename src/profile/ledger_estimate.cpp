@@ -207,7 +207,9 @@ Ledger::Result Ledger::evaluate(std::uint64_t end_ns) const {
     std::vector<Living> all = living(result.duration_ns, slots, result.uncharged_live);
     result.is_counted = std::all_of(accounts_.begin(), accounts_.end(), [&](const Account& account) {
         const auto found = counted_.find(account.pid);
-        return found != counted_.end() && found->second.counted.objects && found->second.counted.chunks;
+        if (found == counted_.end()) return false;
+        const trace::LiveBlocks& counted = found->second.counted;
+        return counted.objects && counted.chunks && counted.large;
     });
     double live = 0;
     double peak = 0;

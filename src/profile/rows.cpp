@@ -122,7 +122,7 @@ void RowMaker::add(const Cell& cell, const MemoryFigures* memory) {
 }
 
 void RowMaker::write_memory(Figures& f, const MemoryFigures& memory, const AllWindowTimes& times,
-                            double duration_s) {
+                            double duration_s, bool is_counted) {
     const double alloc = memory.alloc.value();
     const double live = std::max(0.0, memory.live.value());
     f.alloc_bytes = alloc;
@@ -132,7 +132,8 @@ void RowMaker::write_memory(Figures& f, const MemoryFigures& memory, const AllWi
     f.live_bytes = live;
     // Where hardly a sampled block lives, a few may all the same.
     const double unseen = memory.alloc.most_unseen();
-    f.live_ci95 = std::max(memory.live.uncertainty(times).half_width95(), unseen);
+    const double unseen_live = is_counted ? 0 : unseen;
+    f.live_ci95 = std::max(memory.live.uncertainty(times).half_width95(), unseen_live);
     f.live_unconfirmed_bytes = memory.unconfirmed;
     f.freed_bytes = std::max(0.0, alloc - live);
     f.freed_ci95 = std::max(memory.alloc.without(memory.live).uncertainty(times).half_width95(), unseen);
@@ -145,7 +146,7 @@ void RowMaker::write_memory(Figures& f, const MemoryFigures& memory, const AllWi
         // Least squares: a block that stays adds most to the slope where it is born in the middle, 3/2 of its
         // bytes by the session's length.
         f.growth_ci95 =
-            std::max(memory.growth.uncertainty(times).half_width95(), unseen * 1.5 * 60 / duration_s);
+            std::max(memory.growth.uncertainty(times).half_width95(), unseen_live * 1.5 * 60 / duration_s);
     }
 }
 
@@ -295,12 +296,7 @@ void RowMaker::write(Profile& profile, const ThreadNames& names, const AllWindow
                      double duration_s, double uncharged_live, bool is_counted) const {
     Measured measured{
         times, duration_s, {}, all_.memory.alloc.most_missed(times), all_.memory.count.most_missed(times)};
-    if (options_.memory) write_memory(measured.all, all_.memory, times, duration_s);
-    // What rows have no sample of is in the count all the same, and none has more than all.
-    if (options_.memory && is_counted) {
-        measured.all.live_ci95 = all_.memory.live.uncertainty(times).half_width95();
-        measured.all.growth_ci95 = all_.memory.growth.uncertainty(times).half_width95();
-    }
+    if (options_.memory) write_memory(measured.all, all_.memory, times, duration_s, is_counted);
     if (is_worth_saying(uncharged_live, measured.all.live_bytes.value_or(0))) {
         measured.uncharged_live = uncharged_live;
         // It was allocated, it lives, and at the peak some of it did.

@@ -38,9 +38,9 @@ class RowMaker {
     /// Where so much lives besides what the rows have, any of them may have it.
     [[nodiscard]] static bool is_worth_saying(double uncharged_live, double live);
 
-    /// The memory figures of a row.
+    /// The memory figures of a row. `is_counted`: what it has no sample of is in its live bytes all the same.
     static void write_memory(Figures& figures, const MemoryFigures& memory, const AllWindowTimes& times,
-                             double duration_s);
+                             double duration_s, bool is_counted = false);
 
   private:
     struct Sums {

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <random>
 
 #include "memattach/profile/builder.h"
 #include "memattach/profile/ledger.h"
@@ -68,6 +67,15 @@ struct Target {
         w.own_spread = 0.1;
         builder->add(w);
     }
+    /// A window in which ten blocks of line 1 come and go, and one of line 2 stays where `one_stays`.
+    void busy_window(std::uint64_t id, bool one_stays) {
+        const double at = 100.0 * static_cast<double>(id);
+        std::vector<std::uint64_t> blocks;
+        for (int i = 0; i < 10; ++i) blocks.push_back(alloc(at + 0.1 * i, 1, id));
+        if (one_stays) alloc(at, 2, id);
+        for (const std::uint64_t block : blocks) free(at + 1, block);
+        window(at, id);
+    }
     void count(double at_ms, double blocks) const {
         LiveBlocks counted;
         counted.time_ns = kStart + static_cast<std::uint64_t>(at_ms * 1e6);
@@ -114,14 +122,9 @@ TEST_CASE("lines share what was counted as their samples do, size by size") {
 TEST_CASE("a leak of which hardly anything was seen is as large as the count, and grows as fast") {
     // 10 blocks a millisecond come and go, of one in a hundred windows something stays.
     Target t;
-    std::mt19937 random(5);
     for (std::uint64_t w = 1; w <= 200; ++w) {
         const double at = 100.0 * static_cast<double>(w);
-        std::vector<std::uint64_t> blocks;
-        for (int i = 0; i < 10; ++i) blocks.push_back(t.alloc(at + 0.1 * i, 1, w));
-        if (w == 40 || w == 150) t.alloc(at, 2, w);
-        for (const std::uint64_t block : blocks) t.free(at + 1, block);
-        t.window(at, w);
+        t.busy_window(w, w == 40 || w == 150);
         // 1,000 blocks a second stay, and ten or so are in use for a moment.
         if (w % 10 == 0) t.count(at + 2, at + 10);
     }
@@ -141,12 +144,8 @@ TEST_CASE("a leak of which two blocks were seen is a suspect as long as the coun
         Target t;
         for (std::uint64_t w = 1; w <= 200; ++w) {
             const double at = 100.0 * static_cast<double>(w);
-            std::vector<std::uint64_t> blocks;
-            for (int i = 0; i < 10; ++i) blocks.push_back(t.alloc(at + 0.1 * i, 1, w));
             // Early ones: whether it goes on the count alone says.
-            if (w == 40 || w == 90) t.alloc(at, 2, w);
-            for (const std::uint64_t block : blocks) t.free(at + 1, block);
-            t.window(at, w);
+            t.busy_window(w, w == 40 || w == 90);
             if (w % 10 == 0) t.count(at + 2, (goes_on ? at : std::min(at, 12'000.0)) + 10);
         }
         const profile::Profile p = t.finish(20);
@@ -188,7 +187,7 @@ TEST_CASE("no line's live bytes may be off by more than all that is counted") {
     }
     LiveBlocks counted;
     counted.time_ns = kStart + 600 * kMs;
-    counted.objects = counted.chunks = true;
+    counted.objects = counted.chunks = counted.large = true;
     counted.blocks[kClass] = 100;
     counted.bytes[kClass] = 100 * kSize;
     t.builder->add(counted);
