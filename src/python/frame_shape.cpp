@@ -35,9 +35,13 @@ FrameShape::FrameShape(const Layout& layout)
                         layout.instr_kind == InstrKind::instr_ptr),
       has_shims_(layout.frame.owner != kAbsent &&
                  (layout.owner_shim != kAbsent || layout.owner_cstack != kAbsent)),
+      generator_owner_(layout.owner_generator),
       shim_owners_{layout.owner_shim, layout.owner_cstack},
       tag_mask_(layout.stackref_tag_mask) {
-    if (!has_shims_) owner_ = kAbsent;
+    if (!has_shims_ && generator_owner_ == kAbsent) owner_ = kAbsent;
+    // PyFrameObject up to 3.10 (Include/cpython/frameobject.h): PyObject *f_gen; int f_lasti;
+    if (instr_kind_ == InstrKind::lasti_bytes || instr_kind_ == InstrKind::lasti_units)
+        generator_ = instr_ - 8;
     begin_ = kAbsent;
     const auto include = [this](Offset offset, std::uint32_t bytes) {
         if (offset == kAbsent) return;
@@ -48,6 +52,7 @@ FrameShape::FrameShape(const Layout& layout)
     include(code_, 8);
     include(instr_, instr_is_pointer_ ? 8 : 4);
     include(owner_, 1);
+    include(generator_, 8);
     include(is_entry_, 1);
     include(tlbc_index_, 4);
     include(running_, running_kind_ == RunningKind::stack_top ? 4 : 1);
@@ -60,7 +65,8 @@ FrameShape::FrameShape(const Layout& layout)
     const auto relative = [this](Offset& offset) {
         if (offset != kAbsent) offset -= begin_;
     };
-    for (Offset* offset : {&previous_, &code_, &instr_, &owner_, &is_entry_, &tlbc_index_, &running_})
+    for (Offset* offset :
+         {&previous_, &code_, &instr_, &owner_, &generator_, &is_entry_, &tlbc_index_, &running_})
         relative(*offset);
 }
 
@@ -72,8 +78,10 @@ FrameHeader FrameShape::parse(const std::byte* bytes) const {
         instr_is_pointer_ ? load<std::uint64_t>(bytes + instr_) : load<std::uint32_t>(bytes + instr_);
     if (owner_ != kAbsent) {
         const std::uint32_t owner = load<std::uint8_t>(bytes + owner_);
-        header.shim = owner == shim_owners_[0] || owner == shim_owners_[1];
+        header.shim = has_shims_ && (owner == shim_owners_[0] || owner == shim_owners_[1]);
+        header.is_generator = owner == generator_owner_;
     }
+    if (generator_ != kAbsent) header.is_generator = load<std::uint64_t>(bytes + generator_) != 0;
     if (is_entry_ != kAbsent) header.is_entry = load<std::uint8_t>(bytes + is_entry_) != 0;
     if (tlbc_index_ != kAbsent) header.tlbc_index = load<std::int32_t>(bytes + tlbc_index_);
     header.activity = activity_of(bytes, header.code);

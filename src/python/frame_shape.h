@@ -24,9 +24,10 @@ struct FrameHeader {
     std::uint64_t code = 0;  ///< stackref tag removed
     std::uint64_t instr = 0;
     std::int32_t tlbc_index =
-        0;                  ///< which copy of the bytecode `instr` points into; 0: the code object's own
-    bool shim = false;      ///< the interpreter's own trampoline
-    bool is_entry = false;  ///< 3.11's flag
+        0;                      ///< which copy of the bytecode `instr` points into; 0: the code object's own
+    bool shim = false;          ///< the interpreter's own trampoline
+    bool is_entry = false;      ///< 3.11's flag
+    bool is_generator = false;  ///< a generator's or coroutine's: nobody's, unless that runs
     Activity activity = Activity::unknown;
     bool operator==(const FrameHeader&) const = default;
 };
@@ -60,6 +61,7 @@ class FrameShape {
     Offset code_;
     Offset instr_;
     Offset owner_;
+    Offset generator_ = kAbsent;  ///< 3.8 to 3.10: f_gen
     Offset is_entry_;
     Offset tlbc_index_;
     Offset running_;
@@ -67,6 +69,7 @@ class FrameShape {
     InstrKind instr_kind_;
     bool instr_is_pointer_;
     bool has_shims_;
+    std::uint32_t generator_owner_;
     std::uint32_t shim_owners_[2];
     std::uint64_t tag_mask_;
 };

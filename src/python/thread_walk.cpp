@@ -11,6 +11,8 @@ namespace {
 constexpr std::size_t kMaxTries = 4;
 constexpr std::size_t kMaxPlans = 6;
 constexpr std::size_t kMaxReads = 16;
+/// An eval loop that is entered or left so often while it is looked at will go on so.
+constexpr std::size_t kMaxEntered = 3;
 /// Shims come on top of the frames that count.
 constexpr std::size_t kMaxChain = 2 * trace::kMaxStackDepth + 2;
 constexpr std::uint64_t kPageBytes = 4096;
@@ -96,6 +98,8 @@ void ThreadWalk::plan(const WalkContext& context, std::uint64_t top, bool widely
     addresses_.clear();
     const std::uint32_t begin = context.frames.begin();
     for (const std::uint64_t address : chain_) addresses_.push_back(address + begin);
+    if (!whole_.empty() && (chain_.empty() || chain_.back() != whole_.back().address))
+        for (const Place& place : whole_) addresses_.push_back(place.address + begin);
     for (const RecentTop& recent : recent_tops_) {
         if (recent.address != 0 && walks_ - recent.walk < 2 * kReplanEveryWalks) {
             addresses_.push_back(recent.address + begin);
@@ -172,16 +176,35 @@ bool ThreadWalk::read(const WalkContext& context, const std::optional<GilPlace>&
     return arrived >= needed + (stopped ? 0 : again_.piece_count());
 }
 
+/// False where there can't be such a frame.
+bool ThreadWalk::add_frame(const WalkContext& context, const FrameHeader& header, RawStack& out) {
+    const FrameShape& shape = context.frames;
+    if (header.shim) {
+        if (!out.frames.empty() && !shape.has_entry_flag()) out.frames.back().entry = true;
+        return true;
+    }
+    const bool all_enter = !shape.has_entry_flag() && !shape.has_shims();
+    RawFrame frame{base::Address(header.code), -1, all_enter || header.is_entry};
+    if (!can_be_pointer(header.code)) return false;
+    if (shape.has_bytecode_copies()) copies_.push_back({header.tlbc_index, header.instr});
+    if ((!shape.has_bytecode_copies() || header.tlbc_index == 0) &&
+        !shape.instr_offset(header.instr, header.code + context.code_bytecode, frame.instr_offset))
+        return false;
+    out.frames.push_back(frame);
+    return true;
+}
+
 /// Follows the links from `top` on within what was read: in the first look, or in the second one as far as
 /// the first frame that is the same in both, and from there on in the first.
 ThreadWalk::Chain ThreadWalk::follow(const WalkContext& context, std::uint64_t top, Looks looks,
                                      RawStack& out) {
     const FrameShape& shape = context.frames;
-    const bool all_enter = !shape.has_entry_flag() && !shape.has_shims();
     out.frames.clear();
     out.truncated = out.broken = false;
     chain_.clear();
+    instrs_.clear();
     copies_.clear();
+    is_cut_ = false;
     std::size_t hint = 0;
     std::size_t hint_again = 0;
     std::uint64_t mark = 0;  // Brent: an earlier address to meet again in a cycle
@@ -205,24 +228,13 @@ ThreadWalk::Chain ThreadWalk::follow(const WalkContext& context, std::uint64_t t
         }
         if (header.previous == address || address == mark) return Chain::senseless;
         chain_.push_back(address);
+        instrs_.push_back(header.instr);
+        is_cut_ = header.previous == 0 && (header.is_generator || header.activity == Activity::left);
         if (chain_.size() == next_mark) {
             mark = address;
             next_mark *= 2;
         }
-        if (header.shim) {
-            if (!out.frames.empty() && !shape.has_entry_flag()) out.frames.back().entry = true;
-        } else {
-            RawFrame frame{base::Address(header.code), -1, all_enter || header.is_entry};
-            if (!can_be_pointer(header.code)) return Chain::senseless;
-            if (shape.has_bytecode_copies()) copies_.push_back({header.tlbc_index, header.instr});
-            if (!shape.has_bytecode_copies() || header.tlbc_index == 0) {
-                if (!shape.instr_offset(header.instr, header.code + context.code_bytecode,
-                                        frame.instr_offset)) {
-                    return Chain::senseless;
-                }
-            }
-            out.frames.push_back(frame);
-        }
+        if (!add_frame(context, header, out)) return Chain::senseless;
         address = header.previous;
     }
     if (!out.truncated && !out.frames.empty()) out.frames.back().entry = true;
@@ -362,7 +374,9 @@ WalkStatus ThreadWalk::walk(const WalkContext& context, const std::optional<GilP
     ++walks_;
     std::size_t tries = 0;
     std::size_t plans = 0;
+    std::size_t entered = 0;
     bool torn = false;  // `out` holds a first look that is good for want of a better one
+    bool torn_is_whole = false;
     Chain chain = Chain::missing;
     for (std::size_t reads = 0; reads < kMaxReads && tries < kMaxTries; ++reads) {
         if (!read(context, gil, along, stopped)) {
@@ -381,6 +395,7 @@ WalkStatus ThreadWalk::walk(const WalkContext& context, const std::optional<GilP
             // The eval loop was entered or left since.
             cframe_ = head_.frame;
             if (cframe_ == 0) return WalkStatus::no_frames;
+            if (++entered > kMaxEntered) ++tries;
             continue;
         }
         if (reads == 0 || !gil_holder) gil_holder = holder_;
@@ -399,7 +414,9 @@ WalkStatus ThreadWalk::walk(const WalkContext& context, const std::optional<GilP
             sure = stood_still(context, top);
             chain = follow(context, top, Looks::first, into);
         }
+        if (is_cut_ && !stopped && !whole_.empty()) sure = false;
         if (chain == Chain::complete && sure) {
+            if (!is_cut_) remember_whole();
             if (torn) std::swap(out, spare_);
             torn = false;
             if (top != planned_top_) remember_top(top);
@@ -410,6 +427,7 @@ WalkStatus ThreadWalk::walk(const WalkContext& context, const std::optional<GilP
             // For want of anything better.
             torn = chain == Chain::complete ||
                    follow(context, nearest_not_left(context, word_), Looks::first, out) == Chain::complete;
+            torn_is_whole = reaches_base();
         }
         const bool known_place = chain != Chain::missing && planned_top_ == word_;
         if (!known_place && plans < kMaxPlans) {
@@ -425,6 +443,10 @@ WalkStatus ThreadWalk::walk(const WalkContext& context, const std::optional<GilP
         }
         ++tries;
     }
+    if (chain == Chain::complete && !torn)
+        return out.frames.empty() ? WalkStatus::no_frames : WalkStatus::consistent;
+    if (torn && torn_is_whole) return WalkStatus::torn;
+    if (!stopped && graft(context, out)) return WalkStatus::torn;
     if (torn) return WalkStatus::torn;
     if (chain != Chain::complete) out.broken = true;
     if (out.frames.empty() && !out.broken) return WalkStatus::no_frames;
@@ -436,6 +458,8 @@ void ThreadWalk::forget_places() {
     again_.clear();
     chain_.clear();
     planned_chain_.clear();
+    whole_.clear();
+    bases_ = {};
     again_addresses_.clear();
     planned_top_ = 0;
     recent_tops_ = {};

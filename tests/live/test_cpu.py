@@ -47,6 +47,21 @@ class Shares(LiveTest):
                 self.assertAlmostEqual(row["python_pct"] + row["native_pct"] + row["system_pct"], 100, delta=0.1)
 
     @each_python()
+    def test_recursion_and_chains_of_generators(self, python):
+        """Their stacks are hardly ever the same for as long as it takes to read them. Of the samples in generators nine of ten
+        were charged to nobody, or to what had run before."""
+        target = self.start(python, "cpu_chains.py")
+        profile = self.profile(target, "-d", "3s", *RATE)
+        result = target.finish()
+        self.assertTrue(result["ok"], result)
+        spent = result["cpu"]
+        self.assertLess(profile["session"]["loss"]["unreadable_stacks"], 0.05 * profile["totals"]["cpu_samples"], profile["session"])
+        for name, seconds in spent.items():
+            row = self.line(profile, target, name)
+            said = (row["cpu_total_pct"], {n: self.line(profile, target, n)["cpu_total_pct"] for n in spent}, spent)
+            self.assertAlmostEqual(row["cpu_total_pct"], 100 * seconds / sum(spent.values()), delta=8, msg=said)
+
+    @each_python()
     def test_rates_above_what_sleeping_can_keep(self, python):
         target = self.start(python, "cpu_shares.py", "3")
         profile = self.profile(target, "-d", "1s", "-r", "10000", "--cpu")

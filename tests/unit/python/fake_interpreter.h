@@ -85,6 +85,7 @@ class FakeInterpreter {
             l.thread.native_thread_id = 56;
             l.code.qualname = 48;
             l.frame.owner = 70;
+            l.owner_generator = 1;
             l.instr_kind = style == FrameStyle::cframe ? python::InstrKind::prev_instr_ptr
                                                        : python::InstrKind::instr_ptr;
         }
@@ -195,6 +196,7 @@ class FakeInterpreter {
     struct FrameIs {
         bool running = true;    ///< on a stack (heap, tagged), or the innermost of its loop (cframe, shims)
         bool entry = false;     ///< cframe
+        bool generator = false;
         std::int32_t copy = 0;  ///< tagged: tlbc_index
         std::uint64_t bytecode = 0;
     };
@@ -208,6 +210,7 @@ class FakeInterpreter {
         fake.write(at + 8, previous.value());
         if (style == FrameStyle::heap) {
             fake.write(at + 56, offset < 0 ? offset : offset / 2);
+            fake.write(at + 48, std::uint64_t{is.generator});
             fake.write(at + 60, std::int8_t(is.running ? 0 : 1));
             return at;
         }
@@ -217,7 +220,7 @@ class FakeInterpreter {
         if (style == FrameStyle::cframe) {
             fake.write(at + 69, std::int8_t(is.entry));
         }
-        fake.write(at + 70, std::int8_t(0));
+        fake.write(at + 70, std::int8_t(is.generator));
         fake.write(at + 72, is.copy);
         return at;
     }

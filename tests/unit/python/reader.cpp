@@ -297,6 +297,50 @@ TEST_CASE(
     }
 }
 
+// A value that comes out of a chain of generators unlinks all of them, and the next one links them again:
+// read from outside, the chain ends at one of them nearly always.
+TEST_CASE(
+    "a generator that isn't linked to who called it is told with those that called the last whole chain") {
+    for (const FrameStyle style : kStyles) {
+        CAPTURE(static_cast<int>(style));
+        ThreeFrames target(style);
+        auto& fake = target.fake;
+        const FakeInterpreter::FrameIs generator{.generator = true};
+        const auto put = [&](std::uint64_t slot, Address previous) {
+            fake.put_frame(slot, target.codes[2], 2 * static_cast<std::int32_t>(slot), previous, generator);
+        };
+        put(3, target.leaf);
+        put(4, FakeInterpreter::frame_at(3));
+        fake.set_current(FakeInterpreter::frame_at(4));
+        StackReader reader(fake.memory, fake.runtime, 0);
+        RawStack raw;
+        REQUIRE(reader.walk(FakeInterpreter::kThread, raw) != WalkStatus::gone);
+        REQUIRE(raw.frames.size() == 5);
+        const auto whole = raw.frames;
+
+        put(4, Address());
+        REQUIRE(reader.walk(FakeInterpreter::kThread, raw) == WalkStatus::torn);
+        CHECK_FALSE(raw.broken);
+        CHECK(raw.frames == whole);
+
+        put(3, Address());
+        REQUIRE(reader.walk(FakeInterpreter::kThread, raw) == WalkStatus::torn);
+        CHECK_FALSE(raw.broken);
+        REQUIRE(raw.frames.size() == 4);
+        CHECK(raw.frames[0] == whole[0]);
+        CHECK(std::equal(raw.frames.begin() + 1, raw.frames.end(), whole.begin() + 2));
+
+        // work() has gone on: leaf() isn't running any more, whatever its frame looks like.
+        fake.put_frame(1, target.codes[1], 20, FakeInterpreter::frame_at(0),
+                       {.running = style == FrameStyle::heap || style == FrameStyle::tagged});
+        REQUIRE(reader.walk(FakeInterpreter::kThread, raw) == WalkStatus::torn);
+        REQUIRE(raw.frames.size() == 3);
+        CHECK(raw.frames[0] == whole[0]);
+        CHECK(raw.frames[1].code == target.codes[1]);
+        CHECK(raw.frames[1].instr_offset == 20);
+    }
+}
+
 TEST_CASE("the holder of the GIL comes with the walk") {
     for (const FrameStyle style : kStyles) {
         ThreeFrames target(style);
