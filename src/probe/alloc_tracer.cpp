@@ -13,6 +13,7 @@
 #include "memattach/probe/text_check.h"
 #include "memattach/process/permission.h"
 #include "memattach/process/proc.h"
+#include "window_spans.h"
 
 namespace memattach::probe {
 namespace {
@@ -60,7 +61,7 @@ void AllocTracer::drain() {
     while (process_->shadow().ring.read(event, frames_)) take(event, frames_);
     const std::uint64_t now_ns = base::monotonic_ns();
     for (Batch& batch : batches_)
-        if (!batch.windows.empty() && (now_ns >= batch.due_ns || ending_)) even_out(batch);
+        if (!batch.windows.empty() && (now_ns >= batch.due_ns || ending_)) hand_on(batch);
     deliver(false);
     if (ending_) {
         look_last();
@@ -111,7 +112,7 @@ void AllocTracer::take(const TraceEvent& event, std::vector<python::RawFrame>& f
                 trace::Free{event.time_ns, pid_, event.tid, event.address, event.size_bytes});
             return;
         case TraceEventType::window:
-            take_window(event);
+            take_window(event, frames);
             return;
         case TraceEventType::child:
             sink_.child_forked(event.tid);
@@ -142,18 +143,22 @@ void AllocTracer::take_alloc(const TraceEvent& event, std::vector<python::RawFra
     if (frames.empty()) {
         pending.stack = native_stack(event.caller);
     } else {
-        raw_.frames.swap(frames);
-        raw_.truncated = event.stack_truncated;
-        raw_.broken = event.stack_broken;
-        stack_.clear();
-        codes_.resolve(raw_, stack_, loss_);
-        pending.stack = sink_.intern_stack(stack_);
+        pending.stack = resolve(event, frames);
     }
     pending_.emplace_back(pending);
     watch_->add(alloc);
 }
 
-void AllocTracer::take_window(const TraceEvent& event) {
+AllocSink::StackId AllocTracer::resolve(const TraceEvent& event, std::vector<python::RawFrame>& frames) {
+    raw_.frames.swap(frames);
+    raw_.truncated = event.stack_truncated;
+    raw_.broken = event.stack_broken;
+    stack_.clear();
+    codes_.resolve(raw_, stack_, loss_);
+    return sink_.intern_stack(stack_);
+}
+
+void AllocTracer::take_window(const TraceEvent& event, std::vector<python::RawFrame>& frames) {
     trace::Window window;
     window.id = event.window;
     window.pid = pid_;
@@ -172,37 +177,15 @@ void AllocTracer::take_window(const TraceEvent& event) {
     Batch& batch = batches_.at(static_cast<std::size_t>(window.kind));
     if (batch.windows.empty()) batch.due_ns = base::monotonic_ns() + kBatchNs;
     batch.windows.push_back(window);
-    if (batch.windows.size() >= kBatch) even_out(batch);
+    if (!frames.empty()) batch.stacks[window.id] = resolve(event, frames);
+    if (batch.windows.size() >= kBatch) hand_on(batch);
 }
 
-/// How long a window's span is depends on what the windows before it have cost, and may be ten times as long
-/// as the next one's: samples of the one would stand for ten times as much, and figures would hang on a few
-/// of them. What the program does in a window doesn't know of that, so that windows of about one length that
-/// came one after the other share their spans between them, all of them and no more. (A window's length may
-/// well have to do with what the program does: one that was cut short stands for a span of its own.)
-void AllocTracer::even_out(Batch& batch) {
-    constexpr double kAlike = 1.5;
+void AllocTracer::hand_on(Batch& batch) {
     std::vector<trace::Window> windows = std::exchange(batch.windows, {});
-    std::sort(windows.begin(), windows.end(),
-              [](const trace::Window& a, const trace::Window& b) { return a.own_ns < b.own_ns; });
-    for (auto first = windows.begin(); first != windows.end();) {
-        const auto last = std::find_if(first, windows.end(), [&](const trace::Window& window) {
-            return static_cast<double>(window.own_ns) > kAlike * static_cast<double>(first->own_ns);
-        });
-        double own_ns = 0;
-        double span_ns = 0;
-        for (auto window = first; window != last; ++window) {
-            own_ns += static_cast<double>(window->own_ns);
-            span_ns += static_cast<double>(window->span_own_ns);
-        }
-        for (; first != last; ++first) {
-            if (own_ns > 0)
-                first->span_own_ns =
-                    static_cast<std::uint64_t>(span_ns / own_ns * static_cast<double>(first->own_ns));
-        }
-    }
-    std::sort(windows.begin(), windows.end(),
-              [](const trace::Window& a, const trace::Window& b) { return a.end_ns < b.end_ns; });
+    share_spans(windows);
+    spread(windows, batch);
+    batch.stacks.clear();
     for (const trace::Window& window : windows) {
         const double fraction =
             window.span_own_ns == 0
@@ -210,6 +193,21 @@ void AllocTracer::even_out(Batch& batch) {
                 : std::min(1.0, static_cast<double>(window.own_ns) / static_cast<double>(window.span_own_ns));
         window_fraction_[window_key(window.id, window.kind)] = fraction;
         pending_.emplace_back(window);
+    }
+}
+
+/// Those of which it is known where they began.
+void AllocTracer::spread(std::vector<trace::Window>& windows, const Batch& batch) {
+    std::vector<AllocSink::PlacedWindow> placed;
+    for (const trace::Window& window : windows) {
+        const auto stack = batch.stacks.find(window.id);
+        if (stack != batch.stacks.end()) placed.push_back({window, stack->second});
+    }
+    sink_.spread(placed);
+    auto next = placed.begin();
+    for (trace::Window& window : windows) {
+        if (next == placed.end()) break;
+        if (next->window.id == window.id) window = next++->window;
     }
 }
 
@@ -267,7 +265,7 @@ void AllocTracer::finish() {
     process_->stop();
     drain();
     look_last();
-    for (Batch& batch : batches_) even_out(batch);
+    for (Batch& batch : batches_) hand_on(batch);
     deliver(true);
     const PatchTable& patches = process_->shared().patches;
     std::vector<std::uint64_t> pages;

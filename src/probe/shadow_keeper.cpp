@@ -18,6 +18,7 @@
 #include "memattach/base/clock.h"
 #include "memattach/probe/stop_clock.h"
 #include "memattach/process/proc.h"
+#include "processor_speed.h"
 #include "shadow_timing.h"
 
 namespace memattach::probe {
@@ -26,19 +27,25 @@ namespace {
 constexpr double kShortestNs = 15'000, kManyAllocations = 16;
 /// No program allocates faster: less is an error of what was taken off.
 constexpr double kShortestGapNs = 10;
-/// How much slower the target's processor is than this one: so often they are compared, and more often
-/// at first. On a virtual machine one is twice as fast as the other or half as fast, by turns, mostly for
-/// less than a second, as its host has other work for the other half of their cores: single comparisons say
-/// nothing, and neither do the last few. What stays, of many, is a difference.
+/// How much slower the target's processor is than this one: so often a way is gone on both, and more often at
+/// first. On a virtual machine one is half as fast as the other by turns, as its host runs something next to
+/// it, mostly for a second or two. That is told for each state by fixed work on both (processor_speed.h);
+/// what stays, of many comparisons, is another difference.
 constexpr std::uint64_t kCompareEveryNs = 800'000'000, kCompareFirstNs = 150'000'000,
                         kForgetNs = 10'000'000'000;
 constexpr double kFirstCompared = 6, kComparedMemory = 32;
 /// As if so many had been made that found none.
 constexpr double kAlike = 4;
 constexpr double kMostSlower = 4;
-/// How far off own time may be for all shadows of a session together, where no processor is slower than
-/// another; and how different single comparisons are taken to be before there have been any.
-constexpr double kShadowSpread = 0.15, kUnknownSpread = 0.3;
+/// A way is slowed down more than the fixed work: of 90 comparisons, by 0.35 to 0.57 (logarithms) where that
+/// was by 0.26 to 0.46.
+constexpr double kWorkSlope = 1.2;
+/// More than that isn't the processor; and so much of it counts at once.
+constexpr double kMostWork = 0.6, kWorkShare = 0.3;
+/// How far off own time may be for all shadows of a session together, where comparisons agree; how much of
+/// how they differ is in it too, however many there are; and how they are taken to differ before there have
+/// been any, as if there had been so many.
+constexpr double kShadowSpread = 0.06, kLasting = 0.35, kUnknownSpread = 0.3, kSupposed = 2;
 /// So often the shadow is made anew: what was code or a constant then may be something else by now.
 constexpr int kRunsPerSpace = 512;
 constexpr int kMostFailures = 3;
@@ -49,9 +56,10 @@ constexpr std::size_t kFewPages = 4;
 /// through fresh memory, and their allocations with them.
 constexpr double kTrusted = 0.3, kSpoilt = 3, kTrustMemory = 8, kStatesToTrust = 4;
 
-/// How much longer a way takes on the processor of the target's thread than on the shadow's.
+/// How much longer a way takes on the processor of the target's thread than on the shadow's, but for what
+/// fixed work tells.
 struct Speed {
-    RunningMean log_ratio{0, kAlike}, squares{kUnknownSpread * kUnknownSpread, kAlike};
+    RunningMean log_ratio{0, kAlike}, squares{kUnknownSpread * kUnknownSpread, kSupposed};
     std::uint64_t compared_ns = 0;
     bool has_failed = false;
 
@@ -59,11 +67,15 @@ struct Speed {
         log_ratio.add(log, kComparedMemory);
         squares.add(log * log, kComparedMemory);
     }
-    [[nodiscard]] double slower() const { return std::exp(log_ratio.value); }
+    /// `log_work`: how much longer fixed work takes there, its logarithm.
+    [[nodiscard]] double slower(double log_work) const {
+        return std::exp(log_ratio.value + kWorkSlope * log_work);
+    }
     /// How far off own time may be, relative, one σ.
     [[nodiscard]] double spread() const {
         const double variance = std::max(squares.value - log_ratio.value * log_ratio.value, 0.0);
-        return std::sqrt(kShadowSpread * kShadowSpread + variance / log_ratio.count);
+        return std::sqrt(kShadowSpread * kShadowSpread +
+                         variance * (1 / squares.count + kLasting * kLasting));
     }
 };
 
@@ -171,7 +183,7 @@ class Keeper {
             spoil();
             return;
         }
-        const double factor = speed().slower();
+        const double factor = speed().slower(log_work_);
         Way way = timing_.find_way(rest_ns, factor, [this] { release(); });
         release();
         if (way.is_gone) {
@@ -188,6 +200,8 @@ class Keeper {
             spoil();
             return;
         }
+        keep_log_work();
+        way.own_ns *= speed().slower(log_work_) / factor;
         compare_processors(way);
         tell(windows, way, rest_ns);
     }
@@ -195,6 +209,19 @@ class Keeper {
     [[nodiscard]] Speed speed() const {
         const auto known = speeds_.find({shared_.tracer_cpu, cpu_});
         return known == speeds_.end() ? Speed() : known->second;
+    }
+
+    /// Just now, and when the thread was held. What lasts for a window or two is more often something that
+    /// came between than another speed.
+    void keep_log_work() {
+        const double there = shared_.work_there.load(std::memory_order_acquire);
+        if (!(there > 0)) return;
+        const double log = std::clamp(log_of_ratio(there, time_fixed_work()), -kMostWork, kMostWork);
+        log_work_ += (log - log_work_) * kWorkShare;
+    }
+
+    [[nodiscard]] static double log_of_ratio(double there, double here) {
+        return std::log(std::clamp(there / here, 1 / kMostSlower, kMostSlower));
     }
 
     void compare_processors(const Way& way) {
@@ -212,14 +239,15 @@ class Keeper {
         const double waited_ns = waited_so_far();
         const bool is_there = move_to(there);
         const auto there_ns = is_there ? timing_.time_to(way, marks) : std::nullopt;
+        const double work_there = time_fixed_work();
         move_to(cpu_);
         speed.compared_ns = base::monotonic_ns();
         shared_.results[0].taken_ns += std::max(waited_so_far() - waited_ns, 0.0);
         const auto here_ns = there_ns ? timing_.time_to(way, marks) : std::nullopt;
         speed.has_failed = !here_ns || *here_ns <= 0;
         if (speed.has_failed) return;
-        const double ratio = std::clamp(*there_ns / *here_ns, 1 / kMostSlower, kMostSlower);
-        speed.add(std::log(ratio));
+        speed.add(log_of_ratio(*there_ns, *here_ns) -
+                  kWorkSlope * log_of_ratio(work_there, time_fixed_work()));
     }
 
     /// For how long the target's thread has been ready to run, and something else ran; ns.
@@ -295,7 +323,7 @@ class Keeper {
         for (const auto kind : {trace::AllocKind::malloc, trace::AllocKind::mmap, trace::AllocKind::object}) {
             if (group_of(kind) != group_of(window.group)) continue;
             end.kind = kind;
-            shared_.ring.write(end, {});
+            shared_.ring.write(end, sampler_.seen_stack());
         }
         shared_.samples.fetch_add(sampler_.samples(), std::memory_order_relaxed);
         const std::uint64_t one = 1;
@@ -326,6 +354,7 @@ class Keeper {
     int cpu_ = -1;  ///< where this process and the shadow are, next to each other
     cpu_set_t allowed_;
     std::map<std::pair<int, int>, Speed> speeds_;  ///< by there and here
+    double log_work_ = 0;  ///< how much longer fixed work took there than here, its logarithm, last time
     int runs_ = 0;
     int failures_ = 0;  ///< to make a space, in a row
     bool outdated_ = false;

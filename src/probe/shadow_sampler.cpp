@@ -271,8 +271,8 @@ void ShadowSampler::read_stack(std::uint64_t pthread, Event& sample) {
 
 void ShadowSampler::see_stack(std::uint64_t pthread) {
     memory_.begin_hold();
-    Event unused;
-    read_stack(pthread, unused);
+    seen_ = {};
+    read_stack(pthread, seen_);
     memory_.end_hold();
 }
 

@@ -57,6 +57,8 @@ class ShadowSampler {
     /// The thread is held: reads its Python stack. Frames further out are hardly touched in a window, and the
     /// target will have gone on to other lines by the time that a sample asks for them.
     void see_stack(std::uint64_t pthread);
+    /// What that was, innermost frame first; empty: it isn't known.
+    [[nodiscard]] const std::vector<python::RawFrame>& seen_stack() const { return seen_.frames; }
     /// To be called now and then, while no thread is held.
     void keep_up();
 
@@ -105,6 +107,7 @@ class ShadowSampler {
     python::StackReader reader_;
     ThreadStates thread_states_;
     python::RawStack raw_;
+    Event seen_;
     std::mt19937_64 random_{1};
 
     ShadowWindow window_;

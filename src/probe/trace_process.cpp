@@ -129,6 +129,7 @@ TraceProcess::TraceProcess(pid_t pid, const python::Runtime& runtime, const Site
         trace(runtime, sites, options);
     }
     alive_write_.reset();
+    rescuer_ = std::make_unique<Rescuer>(shared_->patches);
     pollfd ready{notify_.get(), POLLIN, 0};
     pollfd both[2] = {ready, {alive_.get(), 0, 0}};
     while (shared_->state.load(std::memory_order_acquire) == TraceShared::starting) {
@@ -137,15 +138,22 @@ TraceProcess::TraceProcess(pid_t pid, const python::Runtime& runtime, const Site
     }
     const std::uint32_t state = shared_->state.load(std::memory_order_acquire);
     if (state == TraceShared::starting || state == TraceShared::failed) {  // else: armed, or over already
-        ::waitpid(tracer_, nullptr, 0);
-        undo_all_patches(shared_->patches, memory_.get(), true);
+        if (state == TraceShared::failed) {  // it has undone what it did, and ends
+            ::waitpid(tracer_, nullptr, 0);
+            undo_all_patches(shared_->patches, memory_.get(), true);
+        } else {
+            repair();
+        }
         end_keeper();
+        rescuer_.reset();
         const std::string error(shared_->error.data());
         ::munmap(shadow_, sizeof(ShadowShared));
         ::munmap(shared_, sizeof(TraceShared));
-        throw base::Error(error.empty() ? fmt::format("tracing process {} failed to start", pid) : error);
+        throw base::Error(error.empty() ? fmt::format("the tracing process was killed while it attached to "
+                                                      "process {}: what it had changed there is undone",
+                                                      pid)
+                                        : error);
     }
-    rescuer_ = std::make_unique<Rescuer>(shared_->patches);
     watcher_ = std::thread([this] { watch(); });
 }
 

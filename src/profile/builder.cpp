@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <set>
 
 #include "memattach/profile/advice.h"
@@ -51,6 +52,7 @@ struct Builder::Impl {
     RowMaker::ThreadNames thread_names;
     std::vector<TimelinePoint> timeline;
     Ledger ledger;
+    std::map<int, TimeShares> time_shares;  ///< by process
 
     [[nodiscard]] CellId cell(StackId stack, std::int32_t pid, std::int32_t tid) {
         return cells.find(stack, pid, options.by_thread ? tid : 0);
@@ -58,7 +60,7 @@ struct Builder::Impl {
 };
 
 Builder::Builder(const trace::FunctionTable& functions, const BuildOptions& options)
-    : impl_(std::make_unique<Impl>(Impl{functions, options, {}, {}, {}, {}, Ledger(options.start_ns)})) {}
+    : impl_(std::make_unique<Impl>(Impl{functions, options, {}, {}, {}, {}, Ledger(options.start_ns), {}})) {}
 
 Builder::~Builder() = default;
 
@@ -101,6 +103,15 @@ void Builder::add(const TimelinePoint& point) {
     if (timeline.size() < kMaxPoints) return;
     for (std::size_t i = 0; 2 * i < timeline.size(); ++i) timeline[i] = timeline[2 * i];
     timeline.resize(timeline.size() / 2);
+}
+
+void Builder::add_place(const trace::CpuSample& sample, StackId stack) {
+    if (!impl_->options.memory || !sample.on_cpu || sample.mode == trace::CpuMode::system) return;
+    impl_->time_shares[sample.pid].add(sample.time_ns, stack);
+}
+
+void Builder::spread(int pid, trace::AllocKind kind, std::span<TimeShares::Place> windows) {
+    impl_->time_shares[pid].spread(impl_->stacks, kind, windows);
 }
 
 void Builder::name_thread(int pid, int tid, const std::string& name) {

@@ -68,6 +68,20 @@ MemoryLens::StackId MemoryLens::intern_stack(const trace::Stack& stack) {
     return static_cast<StackId>(recorder_.builder().intern(stack));
 }
 
+void MemoryLens::spread(std::span<PlacedWindow> windows) {
+    if (windows.empty()) return;
+    std::vector<profile::TimeShares::Place> places;
+    for (const auto& [window, stack] : windows)
+        places.push_back(
+            {static_cast<profile::StackId>(stack), window.start_ns, static_cast<double>(window.span_own_ns)});
+    const trace::Window& first = windows.front().window;
+    recorder_.builder().spread(first.pid, first.kind, places);
+    for (std::size_t i = 0; i < windows.size(); ++i) {
+        trace::Window& window = windows[i].window;
+        window.span_own_ns = std::max(static_cast<std::uint64_t>(places[i].span_ns), window.own_ns);
+    }
+}
+
 void MemoryLens::add(const trace::Alloc& alloc, StackId stack) {
     recorder_.builder().add(alloc, static_cast<profile::Builder::StackId>(stack));
 }

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <variant>
@@ -39,6 +40,14 @@ class AllocSink {
     AllocSink& operator=(const AllocSink&) = delete;
     virtual ~AllocSink() = default;
     virtual StackId intern_stack(const trace::Stack& stack) = 0;
+    /// A window, and where in the program it began.
+    struct PlacedWindow {
+        trace::Window window;
+        StackId stack{};
+    };
+    /// Windows of one kind that followed each other, before their allocations are added: what they stand for
+    /// may be shared out anew between them.
+    virtual void spread(std::span<PlacedWindow> windows) = 0;
     virtual void add(const trace::Alloc& alloc, StackId stack) = 0;
     virtual void add(const trace::Free& free) = 0;
     virtual void add(const trace::Window& window) = 0;
@@ -107,13 +116,17 @@ class AllocTracer final : public Source {
     void look_last();
     void take(const TraceEvent& event, std::vector<python::RawFrame>& frames);
     void take_alloc(const TraceEvent& event, std::vector<python::RawFrame>& frames);
-    void take_window(const TraceEvent& event);
+    void take_window(const TraceEvent& event, std::vector<python::RawFrame>& frames);
+    AllocSink::StackId resolve(const TraceEvent& event, std::vector<python::RawFrame>& frames);
     /// Windows of one kind that aren't handed on yet.
     struct Batch {
         std::vector<trace::Window> windows;
+        std::unordered_map<std::uint64_t, AllocSink::StackId>
+            stacks;  ///< where they began, where that is known
         std::uint64_t due_ns = 0;
     };
-    void even_out(Batch& batch);
+    void hand_on(Batch& batch);
+    void spread(std::vector<trace::Window>& windows, const Batch& batch);
     void deliver(bool all);
     AllocSink::StackId native_stack(std::uint64_t caller);
     std::string module_of(std::uint64_t address);

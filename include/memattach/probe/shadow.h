@@ -35,8 +35,9 @@
 /// windows in the target are better.
 ///
 /// No two processors are equally fast: on a virtual machine each may be half as fast as the other by turns,
-/// because of what its host runs next to it. Now and then a state is run on the target's processor as well
-/// (which the target does without meanwhile), and own time is told as it would have been there, on average.
+/// because of what its host runs next to it. Each does a fixed piece of work for every state, and own time is
+/// told as it would have been on the target's. Now and then a state is run there as well (which the target
+/// does without meanwhile), for what the fixed work doesn't tell.
 ///
 /// A shadow does what the program does outside of the kernel: its windows stand for that part of its time.
 ///
@@ -114,6 +115,9 @@ struct ShadowShared {
     user_regs_struct registers;
     std::uint64_t state_bytes;
     alignas(64) std::array<std::byte, kStateBytes> extended_state;
+
+    std::atomic<double>
+        work_there;  ///< time_fixed_work() on its processor, by the tracing process; 0: not yet
 
     /// What is to be read of the next state: listed by the keeper, read by both.
     PageReads reads;

@@ -4,11 +4,13 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "memattach/profile/profile.h"
 #include "memattach/profile/stacks.h"
+#include "memattach/profile/time_shares.h"
 #include "memattach/trace/events.h"
 #include "memattach/trace/frame.h"
 
@@ -54,6 +56,10 @@ class Builder {
     void add(const trace::LiveBlocks& blocks);
     /// `live_bytes` is filled in by the builder where the point has none.
     void add(const TimelinePoint& point);
+    /// A sample of a thread on a CPU, whether it is added as well or not: windows are spread by them.
+    void add_place(const trace::CpuSample& sample, StackId stack);
+    /// As TimeShares::spread(), for one process.
+    void spread(int pid, trace::AllocKind kind, std::span<TimeShares::Place> windows);
     void name_thread(int pid, int tid, const std::string& name);
 
     /// Live figures so far (for a live table) or the final profile; may be called repeatedly. Reads source

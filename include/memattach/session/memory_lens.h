@@ -3,6 +3,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,7 @@ class MemoryLens final : public probe::AllocSink {
     [[nodiscard]] probe::AllocTracerStats stats() const { return tracer_->stats(); }
 
     StackId intern_stack(const trace::Stack& stack) override;
+    void spread(std::span<PlacedWindow> windows) override;
     void add(const trace::Alloc& alloc, StackId stack) override;
     void add(const trace::Free& free) override;
     void add(const trace::Window& window) override;

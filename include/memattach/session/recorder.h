@@ -24,6 +24,7 @@ class Recorder final : public probe::CpuSink {
         return static_cast<StackId>(builder_.intern(stack));
     }
     void add(const trace::CpuSample& sample, StackId stack) override {
+        builder_.add_place(sample, static_cast<profile::Builder::StackId>(stack));
         if (gil_only_ && !sample.holds_gil) return;
         cpu_samples_ += sample.on_cpu ? 1 : 0;
         builder_.add(sample, static_cast<profile::Builder::StackId>(stack));
