@@ -194,8 +194,8 @@ class FakeInterpreter {
     static base::Address frame_at(std::uint64_t slot) { return kFrames + slot * kFrameBytes; }
 
     struct FrameIs {
-        bool running = true;    ///< on a stack (heap, tagged), or the innermost of its loop (cframe, shims)
-        bool entry = false;     ///< cframe
+        bool running = true;  ///< on a stack (heap, tagged), or the innermost of its loop (cframe, shims)
+        bool entry = false;   ///< cframe
         bool generator = false;
         std::int32_t copy = 0;  ///< tagged: tlbc_index
         std::uint64_t bytecode = 0;
