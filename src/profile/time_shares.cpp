@@ -120,8 +120,25 @@ class Splitter {
 }  // namespace
 
 void TimeShares::add(std::uint64_t time_ns, StackId stack) {
-    if (samples_.size() == kSamples) samples_.pop_front();
+    if (++passed_ < every_) return;
+    passed_ = 0;
     samples_.push_back({stack, time_ns});
+    if (samples_.size() <= kSamples) return;
+    if (samples_.front().time_ns < first_window_ns()) {
+        samples_.pop_front();
+        return;
+    }
+    every_ *= 2;
+    for (std::size_t i = 0; 2 * i < samples_.size(); ++i) samples_[i] = samples_[2 * i];
+    samples_.resize(samples_.size() / 2);
+}
+
+/// Where there is none yet nothing is too old.
+std::uint64_t TimeShares::first_window_ns() const {
+    std::uint64_t first_ns = ~std::uint64_t{0};
+    for (const std::deque<Place>& windows : windows_)
+        if (!windows.empty()) first_ns = std::min(first_ns, windows.front().time_ns);
+    return first_ns == ~std::uint64_t{0} ? 0 : first_ns;
 }
 
 void TimeShares::spread(const StackTable& stacks, trace::AllocKind kind, std::span<Place> windows) {

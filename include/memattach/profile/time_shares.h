@@ -40,7 +40,10 @@ class TimeShares {
     void spread(const StackTable& stacks, trace::AllocKind kind, std::span<Place> windows);
 
   private:
-    /// So many windows of a kind, and samples, it remembers.
+    [[nodiscard]] std::uint64_t first_window_ns() const;
+
+    /// So many windows of a kind, and samples, it remembers: of more samples in the windows' time every
+    /// second one, every fourth, and so on.
     static constexpr std::size_t kWindows = 256, kSamples = 2048;
 
     struct Sample {
@@ -48,6 +51,7 @@ class TimeShares {
         std::uint64_t time_ns = 0;
     };
     std::deque<Sample> samples_;
+    std::size_t every_ = 1, passed_ = 0;
     std::array<std::deque<Place>, trace::kAllocKinds> windows_;
 };
 

@@ -112,6 +112,17 @@ TEST_CASE("what was before the first window, and windows of another kind, have n
     CHECK(others[1].span_ns / others[0].span_ns == doctest::Approx(3).epsilon(0.1));
 }
 
+TEST_CASE("more samples than are remembered: those of all the windows' time count, not the last ones alone") {
+    Program program;
+    TimeShares shares;
+    std::vector<TimeShares::Place> windows;
+    for (std::uint64_t i = 0; i < 40; ++i) windows.push_back({program.parts[i % 2], 1 + i, 1e6});
+    shares.spread(program.stacks, AllocKind::malloc, windows);
+    for (std::uint64_t i = 0; i < 20'000; ++i) shares.add(50 + i, program.parts[i < 10'000 ? 0 : 1]);
+    shares.spread(program.stacks, AllocKind::malloc, windows);
+    CHECK(windows[0].span_ns / windows[1].span_ns == doctest::Approx(1).epsilon(0.1));
+}
+
 TEST_CASE("parts are told apart where their stacks part, however deep") {
     StackTable stacks;
     const auto deep = [&](std::uint32_t branch, std::uint32_t twig) {
