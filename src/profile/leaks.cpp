@@ -10,7 +10,7 @@ namespace {
 
 constexpr double kLeastDuration_s = 5;
 constexpr std::size_t kMostSuspects = 10;
-constexpr double kLeastConfidence = 0.9;
+constexpr double kLeastConfidence = 0.9, kLeastOne = 0.8;
 constexpr double kKeepsAll = 0.9;
 constexpr double kFewBlocks = 4, kFewAlive = 2, kOneAlive = 0.9;  // some count as parts (Ledger)
 /// Where most of a line's growth is of sizes that are counted, these grow on in the last quarter by so much
@@ -120,7 +120,11 @@ std::optional<Leak> judge(const LeakCandidate& candidate, const AllWindowTimes& 
     // What is counted says itself whether it goes on, and whether there is anything.
     const bool is_counted = memory.counted_growth > kMostly * growth;
     if (is_counted && memory.late_growth < kGoesOn * memory.counted_growth) return std::nullopt;
-    if (all.alive < kFewAlive || old.alive < (is_counted ? kOneAlive : kFewAlive) ||
+    // That a size grows is certain then, and the only one of it that is seen to live says whose it is, unless
+    // it only seems to live.
+    const double is_its = all.alive / (all.alive + memory.mistaken);
+    const bool is_one = is_counted && all.alive < kFewAlive && is_its > kLeastOne;
+    if (all.alive < (is_one ? kOneAlive : kFewAlive) || old.alive < (is_counted ? kOneAlive : kFewAlive) ||
         old.alive < 0.1 * all.alive)
         return std::nullopt;
     const double z_all = error > 0 ? growth / error : 10;
@@ -144,9 +148,10 @@ std::optional<Leak> judge(const LeakCandidate& candidate, const AllWindowTimes& 
         z_recent = recent_error > 0 ? recent.bytes_per_min / recent_error : 10;
     }
 
-    const double confidence = std::clamp(2 * normal_cdf(std::min(z_all, z_recent)) - 1, 0.0, 1.0);
+    const double confidence =
+        std::clamp(2 * normal_cdf(std::min(z_all, z_recent)) - 1, 0.0, is_one ? is_its : 1.0);
     const double live = memory.live.value();
-    if (confidence < kLeastConfidence) return std::nullopt;
+    if (confidence < (is_one ? kLeastOne : kLeastConfidence)) return std::nullopt;
 
     Leak leak;
     leak.path = candidate.path;

@@ -238,6 +238,8 @@ double Ledger::CountedParts::settle(const std::function<void(std::uint32_t accou
             return all.value() > 0 ? part_of.value() / all.value() : 0;
         };
         part.sampled = part.live.value();
+        part.mistaken =
+            kMistaken * static_cast<double>(ledger_.counted_.at(of.first).brief.at(of.second).samples());
         part.live.calibrate(whole.blocks, share(part.blocks, whole.blocks), entry.factor,
                             entry.relative_variance);
         part.growth.calibrate(whole.growth, share(part.growth, whole.growth), entry.growth_factor,

@@ -19,6 +19,10 @@
 
 namespace memattach::profile {
 
+/// Of the blocks that have ended so many seem to live on: another one of their kind has taken their place
+/// before the first look. Counted: 3 of 405 and of 1,237, 17 of some 5,000.
+inline constexpr double kMistaken = 0.006;
+
 class Ledger::CountedParts {
   public:
     /// What one account has of one size class.
@@ -27,7 +31,9 @@ class Ledger::CountedParts {
         double unconfirmed = 0;
         std::optional<double> late_growth;  ///< MemoryFigures
         double sampled = 0;                 ///< live bytes by the samples alone
-        bool lives = false;                 ///< one of its blocks does; else it has brief ones only
+        /// How many of all the sampled blocks of this size are expected to seem alive and not to be.
+        double mistaken = 0;
+        bool lives = false;  ///< one of its blocks does; else it has brief ones only
     };
 
     CountedParts(const Ledger& ledger, double now_ns) : ledger_(ledger), now_ns_(now_ns) {}

@@ -18,10 +18,6 @@ double slope_of_survivor(double birth_s, double duration_s) {
     return kPerMinute * 6 * birth_s * (t - birth_s) / (t * t * t);
 }
 
-/// Of the blocks that have ended so many seem to live on: another one of their kind has taken their place
-/// before the first look. Counted: 3 of 405 and of 1,237, 17 of some 5,000.
-constexpr double kMistaken = 0.006;
-
 /// The least duration over which a slope says anything.
 constexpr double kLeastSlope_s = 1;
 
@@ -36,6 +32,7 @@ MemoryFigures& MemoryFigures::operator+=(const MemoryFigures& other) {
     unconfirmed += other.unconfirmed;
     counted_growth += other.counted_growth;
     late_growth += other.late_growth;
+    mistaken += other.mistaken;
     peak += other.peak;
     peak_variance += other.peak_variance;
     slot_ns = other.slot_ns;
@@ -94,6 +91,7 @@ std::vector<Ledger::Living> Ledger::living(double now_ns, const TimeSlots& slots
         living.unconfirmed += part.unconfirmed;
         if (part.late_growth) living.counted_growth += part.growth.value();
         living.late_growth += part.late_growth.value_or(0);
+        if (part.late_growth && part.lives) living.mistaken += part.mistaken;
         living.counted = true;
         living.windowed += part.live.value();
         living.sampled += part.sampled;
@@ -152,6 +150,7 @@ MemoryFigures Ledger::figures_of(const Account& account, Living&& living, double
     figures.unconfirmed = living.unconfirmed;
     figures.counted_growth = living.counted_growth;
     figures.late_growth = living.late_growth;
+    figures.mistaken = living.mistaken;
     figures.temporary = account.temporary;
     const bool changed_since = account.peak == peak_;
     figures.peak = std::max(0.0, changed_since ? account.at_peak : account.live + account.windowed_live);

@@ -44,6 +44,8 @@ struct MemoryFigures {
     /// Part of growth, of sizes whose blocks are counted; and what these counts grew by in the last quarter
     /// of the session, bytes per minute as well.
     double counted_growth = 0, late_growth = 0;
+    /// Of these sizes: how many sampled blocks, anybody's, are expected to seem alive and not to be.
+    double mistaken = 0;
     double peak = 0;
     double peak_variance = 0;
     double slot_ns = 0;
@@ -144,7 +146,7 @@ class Ledger {
         SampleSum live, growth;
         double unconfirmed = 0;
         bool counted = false;  ///< some of it is
-        double counted_growth = 0, late_growth = 0;
+        double counted_growth = 0, late_growth = 0, mistaken = 0;
         double windowed = 0;  ///< live bytes of blocks that were seen in windows
         double sampled = 0;   ///< the same by the samples alone
         TimeSlots::Values surviving{};

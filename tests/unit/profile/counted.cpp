@@ -154,6 +154,24 @@ TEST_CASE("a leak of which two blocks were seen is a suspect as long as the coun
     }
 }
 
+TEST_CASE("one block of a size that grows is enough, where few others of it might seem to live") {
+    for (const bool is_busy : {false, true}) {
+        CAPTURE(is_busy);
+        Target t;
+        for (std::uint64_t w = 1; w <= 200; ++w) {
+            const double at = 100.0 * static_cast<double>(w);
+            // 10 blocks that come and go in each of so many windows.
+            if (is_busy || w % 100 == 50) t.busy_window(w, w == 50);
+            if (w % 10 == 0) t.count(at + 2, at + 10);
+        }
+        const profile::Profile p = t.finish(20);
+        REQUIRE(p.leaks.size() == (is_busy ? 0 : 1));
+        if (is_busy) continue;
+        CHECK(p.leaks.front().line == 2);
+        CHECK(p.leaks.front().confidence == doctest::Approx(1 / 1.12).epsilon(0.02));
+    }
+}
+
 TEST_CASE("where a line's blocks come and go at one address, one whose end wasn't seen is likely gone") {
     Target t;
     for (std::uint64_t w = 1; w <= 200; ++w) {
