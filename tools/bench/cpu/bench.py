@@ -4,7 +4,7 @@
     tools/bench/cpu/bench.py [FIGURE…] [--memattach build/release/memattach] [--python /usr/bin/python3] [--minutes 1]
 
     walk      reading a 30-deep stack once, and how many small reads that is worth (needs bench_walk)   a few seconds
-    cost      own CPU time for each sample of a 30-deep stack, at 100 to 100,000 Hz                     half a minute
+    cost      own CPU time for each sample of a 30-deep stack, at 100 to 200,000 Hz                     half a minute
     rate      how many of the asked samples are taken, and how many of them are torn                    half a minute
     slowdown  what the target loses at 100 and 1,000 Hz, watched and unwatched turn by turn             a minute
     threads   share of a core that 200 threads at 100 Hz take                                           ten seconds
@@ -147,7 +147,7 @@ class Bench:
     def cost(self):
         """A long run minus a short one. Beside it what it costs on this machine to sleep and be woken, with nothing done:
         where samples are that far apart, one can't cost less."""
-        for rate in (100, 1000, 10000, 20000, 100000):
+        for rate in (100, 1000, 10000, 20000, 100000, 200000):
             longer = 4 if rate == 100 else 2
             with Target(self.options.python, DEEP) as target:
                 figures = []
