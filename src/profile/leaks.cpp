@@ -10,7 +10,9 @@ namespace {
 
 constexpr double kLeastDuration_s = 5;
 constexpr std::size_t kMostSuspects = 10;
-constexpr double kLeastConfidence = 0.9, kLeastOne = 0.8;
+constexpr double kLeastConfidence = 0.9;
+/// The same where a single block is seen to live, of a size that surely grows.
+constexpr double kLeastOne = 0.8;
 constexpr double kKeepsAll = 0.9;
 constexpr double kFewBlocks = 4, kFewAlive = 2, kOneAlive = 0.9;  // some count as parts (Ledger)
 /// Where most of a line's growth is of sizes that are counted, these grow on in the last quarter by so much

@@ -13,14 +13,8 @@
 namespace memattach::python {
 
 void ThreadWalk::remember_whole() {
-    if (!reaches_base()) bases_[next_base_++ % kMaxBases] = chain_.back();
     whole_.resize(chain_.size());
     for (std::size_t i = 0; i < chain_.size(); ++i) whole_[i] = {chain_[i], instrs_[i]};
-}
-
-bool ThreadWalk::reaches_base() const {
-    return !is_cut_ && !chain_.empty() &&
-           std::find(bases_.begin(), bases_.end(), chain_.back()) != bases_.end();
 }
 
 /// The frames that the current-frame word led to in the last look, and below them those of the last whole

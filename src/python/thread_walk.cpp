@@ -427,7 +427,7 @@ WalkStatus ThreadWalk::walk(const WalkContext& context, const std::optional<GilP
             // For want of anything better.
             torn = chain == Chain::complete ||
                    follow(context, nearest_not_left(context, word_), Looks::first, out) == Chain::complete;
-            torn_is_whole = reaches_base();
+            torn_is_whole = !is_cut_;
         }
         const bool known_place = chain != Chain::missing && planned_top_ == word_;
         if (!known_place && plans < kMaxPlans) {
@@ -459,7 +459,6 @@ void ThreadWalk::forget_places() {
     chain_.clear();
     planned_chain_.clear();
     whole_.clear();
-    bases_ = {};
     again_addresses_.clear();
     planned_top_ = 0;
     recent_tops_ = {};

@@ -108,7 +108,6 @@ class ThreadWalk {
                                                         std::size_t& hint) const;
     [[nodiscard]] bool add_frame(const WalkContext& context, const FrameHeader& header, RawStack& out);
     void remember_whole();
-    [[nodiscard]] bool reaches_base() const;
     [[nodiscard]] bool graft(const WalkContext& context, RawStack& out);
     void remember_top(std::uint64_t top);
     void forget_places();
@@ -128,12 +127,9 @@ class ThreadWalk {
     struct Place {
         std::uint64_t address = 0, instr = 0;
     };
-    bool is_cut_ = false;  ///< the last chain ended at a frame that is nobody's first: a generator's, or one
-                           ///< that was left
+    /// The last chain ended at a frame that is nobody's first: a generator's, or one that was left.
+    bool is_cut_ = false;
     std::vector<Place> whole_;  ///< the last chain that was sure
-    static constexpr std::size_t kMaxBases = 8;
-    std::array<std::uint64_t, kMaxBases> bases_{};  ///< where such chains ended: each greenlet has its own
-    std::size_t next_base_ = 0;
     struct RecentTop {
         std::uint64_t address = 0;
         std::uint64_t walk = 0;

@@ -121,8 +121,8 @@ class AllocTracer final : public Source {
     /// Windows of one kind that aren't handed on yet.
     struct Batch {
         std::vector<trace::Window> windows;
-        std::unordered_map<std::uint64_t, AllocSink::StackId>
-            stacks;  ///< where they began, where that is known
+        /// Where they began, by their ids, as far as that is known.
+        std::unordered_map<std::uint64_t, AllocSink::StackId> stacks;
         std::uint64_t due_ns = 0;
     };
     void hand_on(Batch& batch);

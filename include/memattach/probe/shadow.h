@@ -116,8 +116,8 @@ struct ShadowShared {
     std::uint64_t state_bytes;
     alignas(64) std::array<std::byte, kStateBytes> extended_state;
 
-    std::atomic<double>
-        work_there;  ///< time_fixed_work() on its processor, by the tracing process; 0: not yet
+    /// time_fixed_work() on the thread's processor, by the tracing process; 0: not yet.
+    std::atomic<double> work_there;
 
     /// What is to be read of the next state: listed by the keeper, read by both.
     PageReads reads;
