@@ -1,6 +1,7 @@
 // When a group's next window is, how long, and who spends it.
 
 #include <algorithm>
+#include <utility>
 
 #include "memattach/probe/group_schedule.h"
 
@@ -17,8 +18,9 @@ constexpr double kDense = 0.15;
 /// The shortest span for a shadow, which is some milliseconds of another processor's work.
 constexpr double kCopySpanNs = 4e6;
 /// How much of another processor that may take, for each group, as a multiple of its budget: some 12 % in all
-/// at 5 %. Three times as much slowed down a program that moves much memory (pandas) by another 3 %.
-constexpr double kCopyWork = 3;
+/// at 5 %. Three times as much slowed down a program that moves much memory (pandas) by another 3 %. What
+/// isn't used while the program rests is there for so many windows when it doesn't.
+constexpr double kCopyWork = 3, kMostSaved = 16;
 /// So many that come to nothing, one after the other, and this program can't be copied: windows go by the
 /// clock.
 constexpr int kMostFailedCopies = 16;
@@ -43,12 +45,13 @@ constexpr double kAveragedOff = 0.05;
 
 }  // namespace
 
-void GroupSchedule::plan_span(double own_now) {
+void GroupSchedule::plan_span(Moment now) {
+    const double own_now = clock_.own_ns(now);
     span_start_ = own_now;
     // What is over budget so far is paid back over the next second of own time, and the reverse.
     const double debt = spent_ns_ - budget_ * own_now;
     const double budget = std::clamp(budget_ - debt / 1e9, budget_ / 50, 2 * budget_);
-    const double copy_span_ns = plan_copy_span(budget);
+    const double copy_span_ns = plan_copy_span(budget, now);
     const bool clock_sees_more = copies_ && sees_more_by_clock(budget, copy_span_ns);
     const double density = std::max(clock_sees_more ? long_density() : hits_.value, 1e-7);
     const double fraction = std::min(1.0, budget / (density * hit_cost_ns()));
@@ -82,10 +85,15 @@ double GroupSchedule::hit_cost_ns() const {
 }
 
 /// How far apart the windows of shadows are.
-double GroupSchedule::plan_copy_span(double budget) const {
+double GroupSchedule::plan_copy_span(double budget, Moment now) {
+    const double share = std::min(1.0, kCopyWork * budget_);
+    const Moment before = std::exchange(work_saved_at_, now);
+    const auto passed_ns =
+        static_cast<double>(std::max(now.wall_ns - before.wall_ns, now.cpu_ns - before.cpu_ns));
+    work_saved_ns_ = std::min(work_saved_ns_ + share * passed_ns, kMostSaved * copy_work_.value);
     const double cost = copy_cost_.count > 0 ? copy_cost_.value : kFirstCopyCostNs;
     const double least_ns =
-        std::clamp(copy_work_.value / std::min(1.0, kCopyWork * budget_), kCopySpanNs, kLongestSpanNs / 4);
+        std::clamp((copy_work_.value - work_saved_ns_) / share, kCopySpanNs, kLongestSpanNs / 4);
     return std::clamp(cost / budget, least_ns, kLongestSpanNs);
 }
 

@@ -76,8 +76,9 @@ GroupSchedule::GroupSchedule(Policy policy, const StopClock& clock, double budge
       always_budget_(budget),
       always_(policy_.may_be_always),
       always_wall_ns_(start.wall_ns),
-      copy_ns_(kCopyNs) {
-    plan_span(0);
+      copy_ns_(kCopyNs),
+      work_saved_at_(start) {
+    plan_span(start);
 }
 
 void GroupSchedule::count_hit(std::uint64_t size_bytes) {
@@ -194,6 +195,7 @@ void GroupSchedule::copy_missed(Moment now) {
 void GroupSchedule::copied(const ShadowResult& result) {
     if (!std::exchange(copy_pending_, false)) return;
     copy_work_.add(result.work_ns, kRateMemory);
+    work_saved_ns_ -= result.work_ns;
     complete_.add(result.complete ? 1 : 0, kCopiesToJudge);
     if (result.spoilt && ++spoilt_ < kMostSpoilt) {
         carried_ns_ = copy_span_ns_;
@@ -272,7 +274,7 @@ void GroupSchedule::resume(Moment now) {
     if (policy_.may_be_always) {
         begin_always(now);
     } else {
-        plan_span(clock_.own_ns(now));
+        plan_span(now);
     }
 }
 
@@ -330,7 +332,7 @@ void GroupSchedule::review_always(Moment now) {
     if (over) hits_ = {kBurstNs / clock_.stop_cost_ns() / std::max(length, 1.0), 1};
     window_ns_ = 0;
     long_hits_ = long_bytes_ = long_own_ = {};  // windows may see less: another group sees to a part of it
-    plan_span(own_now);
+    plan_span(now);
 }
 
 GroupPlan GroupSchedule::step(Moment now) {
@@ -352,11 +354,11 @@ GroupPlan GroupSchedule::step(Moment now) {
         if (phase_ == Phase::after_window && !copy_pending_ && t >= span_start_ + span_ns_) {
             carried_ns_ += t - (span_start_ + span_ns_);
             if (copy_) copy_cost_.add(window_stopped_, kRateMemory);
-            plan_span(t);
+            plan_span(now);
         }
         if (phase_ == Phase::before_window && copy_ && !copies_) {  // there turned out to be no shadows
             carried_ns_ += std::max(t - span_start_, 0.0);
-            plan_span(t);
+            plan_span(now);
         }
         if (phase_ == Phase::before_window) {
             plan.copy = copy_ && copy_ready_ && t >= window_start_;

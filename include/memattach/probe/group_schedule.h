@@ -123,9 +123,9 @@ class GroupSchedule {
   private:
     enum class Phase : std::uint8_t { before_window, in_window, after_window };
 
-    void plan_span(double own_now);
+    void plan_span(Moment now);
     [[nodiscard]] double hit_cost_ns() const;
-    [[nodiscard]] double plan_copy_span(double budget) const;
+    [[nodiscard]] double plan_copy_span(double budget, Moment now);
     [[nodiscard]] bool sees_more_by_clock(double budget, double copy_span_ns) const;
     void open_window(Moment now);
     void end_by_clock(Moment now, double clocked, bool cut);
@@ -222,8 +222,10 @@ class GroupSchedule {
     std::uint64_t clock_windows_ = 0;  ///< so many more go by the clock before that is asked again
     double copy_span_ns_ = 0;          ///< what it stands for
     RunningMean copy_work_;            ///< what it takes of another processor, ns
-    RunningMean copy_cost_;            ///< what such a window costs, ns
-    double carried_ns_ = 0;  ///< spans whose windows came to nothing: the next one stands for them too
+    Moment work_saved_at_;
+    double work_saved_ns_ = 0;  ///< of another processor's time, that hasn't been used
+    RunningMean copy_cost_;     ///< what such a window costs, ns
+    double carried_ns_ = 0;     ///< spans whose windows came to nothing: the next one stands for them too
     RunningMean pooled_own_, pooled_hits_;  ///< by the clock
     std::uint64_t cut_windows_ = 0, copied_windows_ = 0, dense_windows_ = 0;
 };
