@@ -45,14 +45,14 @@ void Shadow::submit(std::span<const ShadowWindow> windows, pid_t tid, const user
     iovec area{shared_.extended_state.data(), shared_.extended_state.size()};
     shared_.state_bytes = ptrace(PTRACE_GETREGSET, tid, NT_X86_XSTATE, &area) == 0 ? area.iov_len : 0;
     shared_.reads.begin();
-    shared_.work_there.store(0, std::memory_order_relaxed);
+    shared_.slowness_there.store(0, std::memory_order_relaxed);
     shared_.released.store(0, std::memory_order_relaxed);
     shared_.hold_over.store(0, std::memory_order_relaxed);
     shared_.state.store(ShadowShared::submitted, std::memory_order_release);
     wake();
     const std::uint64_t until_ns = base::monotonic_ns() + kLongestHoldNs;
     shared_.reads.help(target_, until_ns);
-    shared_.work_there.store(time_fixed_work(), std::memory_order_release);
+    shared_.slowness_there.store(log_slowness(), std::memory_order_release);
     while (shared_.released.load(std::memory_order_acquire) == 0 && base::monotonic_ns() < until_ns) {
         sched_yield();  // on a machine with one processor the keeper needs it
     }

@@ -206,7 +206,7 @@ void write_mark(const Fields& fields, Assembler& out) {
 }  // namespace
 
 std::optional<CounterStub> make_counter(const PlannedSite& planned, std::size_t index, std::size_t group,
-                                        std::uint64_t stub_at, std::uint64_t counters_at) {
+                                        std::uint64_t stub_at, std::uint64_t counters_at, Stubs kind) {
     static_assert(ShadowCounters::kWatched == 1024);
     const Site& site = planned.site;
     const std::span<const std::byte> code = planned.code;
@@ -216,9 +216,12 @@ std::optional<CounterStub> make_counter(const PlannedSite& planned, std::size_t 
     std::array<std::size_t, 5> to_stop{};
     std::size_t stops = 0;
     std::size_t to_mark = 0;
-    out.bytes({0x48, 0xFF, 0x05});  // inc qword [rip + …]
-    out.relative(fields.hits(index));
-    if (!site.is_release()) {
+    const bool counts = kind == Stubs::counting;
+    if (counts) {
+        out.bytes({0x48, 0xFF, 0x05});  // inc qword [rip + …]
+        out.relative(fields.hits(index));
+    }
+    if (counts && !site.is_release()) {
         for (const Argument size : {site.args.size, site.args.count}) {
             if (size != Argument::none) to_stop[stops++] = stop_if_above(size, fields.big_bytes(), out);
         }
@@ -226,13 +229,15 @@ std::optional<CounterStub> make_counter(const PlannedSite& planned, std::size_t 
         out.relative(fields.countdown(group));
         out.bytes({0x0F, 0x84});  // jz
         to_stop[stops++] = out.hole();
+    }
+    if (!site.is_release()) {
         out.bytes({0x48, 0xFF, 0x0D});
         out.relative(fields.until_mark());
         out.bytes({0x0F, 0x84});
         to_mark = out.hole();
     }
     const std::uint64_t marked = out.here();
-    if (site.args.old != Argument::none) {
+    if (counts && site.args.old != Argument::none) {
         if (site.args.old == Argument::rcx) return std::nullopt;
         to_stop[stops++] = stop_if_watched(site.args.old, fields.watched(), out);
     }

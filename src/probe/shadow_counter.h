@@ -10,11 +10,11 @@
 
 namespace memattach::probe {
 
-/// What the stubs count with, and are told: three pages that the keeper and the shadow share. What the shadow
+/// What the stubs count with, and are told: five pages that the keeper and the shadow share. What the shadow
 /// runs may write to it as well: nothing in it is to be relied upon.
 struct ShadowCounters {
     static constexpr std::size_t kSites = 64;
-    static constexpr std::size_t kMarks = 256;
+    static constexpr std::size_t kMarks = 1024;
     static constexpr std::size_t kWatched = 1024;
     static constexpr std::uint64_t kNobody = ~std::uint64_t{0};  ///< no block's address; free(NULL) is common
     static constexpr std::uint64_t kNever = ~std::uint64_t{0} >> 1;
@@ -36,8 +36,14 @@ struct ShadowCounters {
     /// Blocks whose end stops; the place of one is its address / 16, modulo kWatched.
     std::array<std::uint64_t, kWatched> watched;
 };
-inline constexpr std::uint64_t kCounterBytes = 3 * 4096;
+inline constexpr std::uint64_t kCounterBytes = 5 * 4096;
 static_assert(sizeof(ShadowCounters) <= kCounterBytes);
+
+/// What the sites lead to: each instruction there takes time, and runs that are timed need to know little.
+enum class Stubs : std::uint8_t {
+    marking,   ///< allocating sites count up to the next mark, others are as they were
+    counting,  ///< all there is
+};
 
 /// Code that counts, stops where it has been told to, and goes on: what a jump at a site leads to.
 ///
@@ -50,6 +56,8 @@ static_assert(sizeof(ShadowCounters) <= kCounterBytes);
 ///     go_on: the instructions that the jump replaces, moved here; jmp behind them
 ///     stop:  int3; jmp go_on
 ///     mark:  marks[marked++] = rdtsc; until_mark = mark_every; if marked == last_mark, stop; jmp marked
+///
+/// Where it is only to mark: dec until_mark; jz mark, and what comes from go_on on.
 struct CounterStub {
     static constexpr std::size_t kJumpBytes = 5;
     std::array<std::byte, 384> code{};
@@ -62,7 +70,7 @@ struct CounterStub {
 /// `index`: of the site in the counters, `group`: likewise. Status flags are not kept: at a function's entry
 /// nobody asks for them. Nothing where the instructions can't be moved.
 std::optional<CounterStub> make_counter(const PlannedSite& site, std::size_t index, std::size_t group,
-                                        std::uint64_t stub_at, std::uint64_t counters_at);
+                                        std::uint64_t stub_at, std::uint64_t counters_at, Stubs kind);
 
 /// Code that notes the time stamp counter in `start_ticks` and goes to `entry` with all registers, flags and
 /// the stack as they were. Within 2 GB of the counters.

@@ -18,7 +18,6 @@
 #include "memattach/base/clock.h"
 #include "memattach/probe/stop_clock.h"
 #include "memattach/process/proc.h"
-#include "processor_speed.h"
 #include "shadow_timing.h"
 
 namespace memattach::probe {
@@ -29,19 +28,16 @@ constexpr double kShortestNs = 15'000, kManyAllocations = 16;
 constexpr double kShortestGapNs = 10;
 /// How much slower the target's processor is than this one: so often a way is gone on both, and more often at
 /// first. On a virtual machine one is half as fast as the other by turns, as its host runs something next to
-/// it, mostly for a second or two. That is told for each state by fixed work on both (processor_speed.h);
-/// what stays, of many comparisons, is another difference.
+/// it. That is told for each state by fixed work on both (processor_speed.h); what stays, of many
+/// comparisons, is another difference.
 constexpr std::uint64_t kCompareEveryNs = 800'000'000, kCompareFirstNs = 150'000'000,
                         kForgetNs = 10'000'000'000;
 constexpr double kFirstCompared = 6, kComparedMemory = 32;
 /// As if so many had been made that found none.
 constexpr double kAlike = 4;
 constexpr double kMostSlower = 4;
-/// A way is slowed down more than the fixed work: of 90 comparisons, by 0.35 to 0.57 (logarithms) where that
-/// was by 0.26 to 0.46.
-constexpr double kWorkSlope = 1.2;
-/// More than that isn't the processor; and so much of it counts at once.
-constexpr double kMostWork = 0.6, kWorkShare = 0.3;
+/// Logarithm: more than that isn't the processor.
+constexpr double kMostSlowness = 0.9;
 /// How far off own time may be for all shadows of a session together, where comparisons agree; how much of
 /// how they differ is in it too, however many there are; and how they are taken to differ before there have
 /// been any, as if there had been so many.
@@ -66,10 +62,6 @@ struct Speed {
     void add(double log) {
         log_ratio.add(log, kComparedMemory);
         squares.add(log * log, kComparedMemory);
-    }
-    /// `log_work`: how much longer fixed work takes there, its logarithm.
-    [[nodiscard]] double slower(double log_work) const {
-        return std::exp(log_ratio.value + kWorkSlope * log_work);
     }
     /// How far off own time may be, relative, one σ.
     [[nodiscard]] double spread() const {
@@ -183,7 +175,7 @@ class Keeper {
             spoil();
             return;
         }
-        const double factor = speed().slower(log_work_);
+        const double factor = slower();
         Way way = timing_.find_way(rest_ns, factor, [this] { release(); });
         release();
         if (way.is_gone) {
@@ -200,8 +192,8 @@ class Keeper {
             spoil();
             return;
         }
-        keep_log_work();
-        way.own_ns *= speed().slower(log_work_) / factor;
+        note_slowness();
+        way.own_ns *= slower() / factor;
         compare_processors(way);
         tell(windows, way, rest_ns);
     }
@@ -211,17 +203,12 @@ class Keeper {
         return known == speeds_.end() ? Speed() : known->second;
     }
 
-    /// Just now, and when the thread was held. What lasts for a window or two is more often something that
-    /// came between than another speed.
-    void keep_log_work() {
-        const double there = shared_.work_there.load(std::memory_order_acquire);
-        if (!(there > 0)) return;
-        const double log = std::clamp(log_of_ratio(there, time_fixed_work()), -kMostWork, kMostWork);
-        log_work_ += (log - log_work_) * kWorkShare;
-    }
+    /// What ShadowTiming's time is to be multiplied with.
+    [[nodiscard]] double slower() const { return std::exp(speed().log_ratio.value + log_slower_); }
 
-    [[nodiscard]] static double log_of_ratio(double there, double here) {
-        return std::log(std::clamp(there / here, 1 / kMostSlower, kMostSlower));
+    void note_slowness() {
+        const double there = shared_.slowness_there.load(std::memory_order_acquire);
+        if (there > 0) log_slower_ = std::clamp(timing_.log_slower(there), -kMostSlowness, kMostSlowness);
     }
 
     void compare_processors(const Way& way) {
@@ -239,15 +226,13 @@ class Keeper {
         const double waited_ns = waited_so_far();
         const bool is_there = move_to(there);
         const auto there_ns = is_there ? timing_.time_to(way, marks) : std::nullopt;
-        const double work_there = time_fixed_work();
         move_to(cpu_);
         speed.compared_ns = base::monotonic_ns();
         shared_.results[0].taken_ns += std::max(waited_so_far() - waited_ns, 0.0);
         const auto here_ns = there_ns ? timing_.time_to(way, marks) : std::nullopt;
         speed.has_failed = !here_ns || *here_ns <= 0;
         if (speed.has_failed) return;
-        speed.add(log_of_ratio(*there_ns, *here_ns) -
-                  kWorkSlope * log_of_ratio(work_there, time_fixed_work()));
+        speed.add(std::log(std::clamp(*there_ns / *here_ns, 1 / kMostSlower, kMostSlower)));
     }
 
     /// For how long the target's thread has been ready to run, and something else ran; ns.
@@ -265,7 +250,7 @@ class Keeper {
         // leaving out all those would leave out what is allocated before. A few microseconds with an
         // allocation or two must not stand for a span, though.
         const double least_ns =
-            full.all_allocations() < kManyAllocations ? std::min(rest_ns, kShortestNs) : 0;
+            full.allocations[0] + full.allocations[1] < kManyAllocations ? std::min(rest_ns, kShortestNs) : 0;
         const double told_ns = std::max({way.own_ns, least_ns, kShortestGapNs * full.all_hits()});
         for (std::size_t i = 0; i < windows.size(); ++i) {
             const std::size_t group = group_of(windows[i].group);
@@ -354,7 +339,7 @@ class Keeper {
     int cpu_ = -1;  ///< where this process and the shadow are, next to each other
     cpu_set_t allowed_;
     std::map<std::pair<int, int>, Speed> speeds_;  ///< by there and here
-    double log_work_ = 0;  ///< how much longer fixed work took there than here, its logarithm, last time
+    double log_slower_ = 0;                        ///< ShadowTiming::log_slower() of the target's processor
     int runs_ = 0;
     int failures_ = 0;  ///< to make a space, in a row
     bool outdated_ = false;

@@ -184,25 +184,21 @@ std::span<std::byte> ShadowPages::new_pages(std::size_t count) {
 }
 
 void ShadowPages::restore() {
-    if (std::exchange(is_restored_, false)) return;
     const bool all = std::exchange(restores_all_, false);
+    if (std::exchange(is_restored_, false)) return;
     if (!listed_ || all) list_copies(all);
     for (const Copy& copy : copies_) std::memcpy(copy.place, copy.content, copy.size_bytes);
     listed_ = !all;
 }
 
-bool ShadowPages::see_changes() {
-    bool all_known = true;
+void ShadowPages::see_changes() {
     for (auto& [page, held] : data_) {
         if (held.place == nullptr) continue;
         const bool is_changed = std::memcmp(held.place, held.content, kPage) != 0;
-        all_known = all_known && (!is_changed || held.change >= kLeastChange);
         held.change += kLearnChange * ((is_changed ? 1 : 0) - held.change);
         if (is_changed) held.change = std::max(held.change, kLeastChange);
     }
     listed_ = false;
-    restores_all_ = !all_known;
-    return all_known;
 }
 
 void ShadowPages::list_copies(bool all) {

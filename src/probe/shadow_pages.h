@@ -42,9 +42,9 @@ class ShadowPages {
     /// Writes the state's pages over what the space holds. Not all of them, the processor's caches would have
     /// nothing else afterwards: those that runs change, as far as that is known.
     void restore();
-    /// Which pages runs have changed since they were restored. False where it was one that restore() doesn't
-    /// know of: then runs since the state was taken haven't all begun with it. The next restore() is right.
-    bool see_changes();
+    /// A run that began with all pages as they were in the state has just ended: which of them it has
+    /// changed. Those that follow and don't go farther change no others.
+    void see_changes();
     /// A run did what it shouldn't have: the next restore() writes all pages.
     void restore_all() { restores_all_ = true; }
     /// Brings a page that the shadow misses; with what follows it, where pages are missed one after the

@@ -21,6 +21,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "memattach/base/clock.h"
 
@@ -70,37 +71,51 @@ std::uint64_t find_gap(std::span<const process::Mapping> mappings, std::uint64_t
 
 }  // namespace
 
-/// Gives every site a counter and a stub. A group that has a site without one can't be counted.
+/// One with room for another stub; null where there is none within reach of the site.
+ShadowSpace::StubArea* ShadowSpace::area_for(const Options& options, std::uint64_t site,
+                                             std::vector<std::uint64_t>& taken) {
+    const auto known = std::find_if(areas_.begin(), areas_.end(), [&](const StubArea& a) {
+        return std::max(a.at, site) - std::min(a.at, site) < kReach &&
+               a.used + sizeof(CounterStub::code) < kPage - kTailBytes;
+    });
+    if (known != areas_.end()) return &*known;
+    const std::uint64_t at = find_gap(options.mappings, site, kStubBytes, taken);
+    if (at == 0) return nullptr;
+    taken.push_back(at);
+    StubArea& area = areas_.emplace_back();
+    area.at = at;
+    lay_tail(area);
+    return &area;
+}
+
+/// Gives every site a counter and its stubs. A group that has a site without them can't be counted.
 void ShadowSpace::layout_stubs(const Options& options) {
     std::vector<std::uint64_t> taken;
     for (std::size_t i = 0; i < options.sites.size(); ++i) {
         const PlannedSite& site = options.sites[i];
         const std::size_t group = group_of(site.site.group);
-        auto area = std::find_if(areas_.begin(), areas_.end(), [&](const StubArea& a) {
-            return std::max(a.at, site.address) - std::min(a.at, site.address) < kReach &&
-                   a.used + sizeof(CounterStub::code) < kPage - kTailBytes;
-        });
-        if (area == areas_.end()) {
-            const std::uint64_t at = find_gap(options.mappings, site.address, kStubBytes, taken);
-            if (at == 0) {
-                counts_[group] = false;
+        Patch patch;
+        patch.address = site.address;
+        for (const Stubs kind : {Stubs::marking, Stubs::counting}) {
+            auto& bytes = patch.bytes[static_cast<std::size_t>(kind)];
+            if (kind == Stubs::marking && site.site.is_release()) {
+                std::copy_n(site.code.begin(), bytes.size(), bytes.begin());
                 continue;
             }
-            taken.push_back(at);
-            area = areas_.insert(areas_.end(), StubArea{});
-            area->at = at;
-            lay_tail(*area);
+            StubArea* const area = area_for(options, site.address, taken);
+            const auto stub =
+                area != nullptr ? make_counter(site, i, group, area->at + area->used, area->at + kPage, kind)
+                                : std::nullopt;
+            if (!stub || i >= ShadowCounters::kSites) {
+                counts_[group] = false;
+                break;
+            }
+            std::memcpy(area->code.data() + area->used, stub->code.data(), stub->size_bytes);
+            stops_[area->at + area->used + stub->stop_offset] = i;
+            area->used += (stub->size_bytes + 15) & ~std::size_t{15};
+            bytes = stub->jump;
+            if (kind == Stubs::counting) patches_.push_back(patch);
         }
-        const auto stub = make_counter(site, i, group, area->at + area->used, area->at + kPage);
-        if (!stub || i >= ShadowCounters::kSites) {
-            counts_[group] = false;
-            continue;
-        }
-        std::memcpy(area->code.data() + area->used, stub->code.data(), stub->size_bytes);
-        stops_[area->at + area->used + stub->stop_offset] = i;
-        area->used += (stub->size_bytes + 15) & ~std::size_t{15};
-        for (std::size_t k = 0; k < stub->jump.size(); ++k)
-            patches_.push_back({site.address + k, stub->jump[k]});
     }
     std::sort(taken.begin(), taken.end());
     map_room(options.mappings, taken);
@@ -302,16 +317,43 @@ void ShadowSpace::begin_state(std::uint64_t time_ns) {
         ::pwrite(memory_.get(), times.data(), times.size(), static_cast<off_t>(vdso_->times_start())) < 0);
 }
 
-void ShadowSpace::patch(std::uint64_t page, std::span<std::byte> content) const {
+/// False where there is nothing to be patched.
+bool ShadowSpace::patch(std::uint64_t page, std::span<std::byte> content) const {
+    bool any = false;
     for (const Patch& patch : patches_) {
-        if (patch.address - page < kPage) content[patch.address - page] = patch.value;
+        const std::span<const std::byte> bytes = present(patch);
+        for (std::size_t i = 0; i < bytes.size(); ++i) {
+            const std::uint64_t offset = patch.address + i - page;
+            if (offset >= kPage) continue;
+            content[offset] = bytes[i];
+            any = true;
+        }
     }
+    return any;
+}
+
+bool ShadowSpace::use(Stubs stubs) {
+    if (std::exchange(stubs_, stubs) == stubs) return true;
+    for (const Patch& patch : patches_) {
+        const std::span<const std::byte> bytes = present(patch);
+        // A page that isn't there yet comes with what is used then.
+        const std::uint64_t page = patch.address & ~(kPage - 1);
+        const std::uint64_t next = page + kPage;
+        const std::size_t here = std::min<std::uint64_t>(bytes.size(), next - patch.address);
+        const auto write = [&](std::span<const std::byte> part, std::uint64_t address) {
+            return part.empty() || filled_.count(address & ~(kPage - 1)) == 0 ||
+                   ::pwrite(memory_.get(), part.data(), part.size(), static_cast<off_t>(address)) ==
+                       static_cast<ssize_t>(part.size());
+        };
+        if (!write(bytes.first(here), patch.address) || !write(bytes.subspan(here), next)) return false;
+    }
+    return true;
 }
 
 bool ShadowSpace::fill(std::uint64_t page, std::span<const std::byte> content) {
     alignas(4096) std::array<std::byte, kPage> copy;
     std::memcpy(copy.data(), content.data(), kPage);
-    patch(page, copy);
+    if (patch(page, copy)) filled_.insert(page);
     uffdio_copy order{};
     order.dst = page;
     order.src = reinterpret_cast<std::uint64_t>(copy.data());

@@ -10,6 +10,7 @@
 #include <optional>
 #include <span>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "memattach/base/unique_fd.h"
@@ -63,6 +64,8 @@ class ShadowSpace {
     /// takes as long as hundreds of allocations, and must not be in a run. Contents stay as they are.
     void touch(std::span<const std::uint64_t> pages);
     [[nodiscard]] ShadowKernel& kernel() { return kernel_; }
+    /// What the sites lead to in the runs that follow. False where that can't be written.
+    bool use(Stubs stubs);
     /// The runs that follow are of another state: they all read the same time, of the monotonic clock.
     void begin_state(std::uint64_t time_ns);
     /// The beginning of a run. It begins to count its marks.
@@ -125,7 +128,8 @@ class ShadowSpace {
     void map_room(std::span<const process::Mapping> mappings, std::span<const std::uint64_t> taken);
     [[noreturn]] void become_shadow(const Options& options, pid_t keeper, std::uint32_t* ready) const;
     bool write_code();
-    void patch(std::uint64_t page, std::span<std::byte> content) const;
+    StubArea* area_for(const Options& options, std::uint64_t site, std::vector<std::uint64_t>& taken);
+    bool patch(std::uint64_t page, std::span<std::byte> content) const;
     void measure_switches(int data_fd);
     double least_ns(std::uint64_t pc, const std::function<bool(std::uint64_t)>& on_missing,
                     const std::function<bool()>& before = {});
@@ -156,12 +160,18 @@ class ShadowSpace {
     static constexpr std::size_t kTouchAllBytes = 16;
     static constexpr std::size_t kTailBytes =
         kCallsBytes + kTouchesBytes + kTouchAllBytes + sizeof(EntryStub::code);
+    /// The first bytes of a site, with either kind of stubs.
     struct Patch {
         std::uint64_t address = 0;
-        std::byte value{};
+        std::array<std::array<std::byte, CounterStub::kJumpBytes>, 2> bytes{};
     };
+    [[nodiscard]] std::span<const std::byte> present(const Patch& patch) const {
+        return patch.bytes[static_cast<std::size_t>(stubs_)];
+    }
     std::vector<StubArea> areas_;
     std::vector<Patch> patches_;
+    Stubs stubs_ = Stubs::counting;
+    std::unordered_set<std::uint64_t> filled_;                   ///< pages of code that have patches
     std::unordered_map<std::uint64_t, std::size_t> stops_;       ///< by pc
     std::vector<std::pair<std::uint64_t, std::uint64_t>> room_;  ///< from, to
     std::array<bool, 2> counts_{true, true};

@@ -1,6 +1,9 @@
 #include "shadow_timing.h"
 
 #include <cmath>
+#include <utility>
+
+#include "processor_speed.h"
 
 namespace memattach::probe {
 namespace {
@@ -46,6 +49,10 @@ void ShadowTiming::begin_state(std::uint64_t time_ns) {
     space_->begin_state(time_ns);
 }
 
+void ShadowTiming::note_slowness() {
+    slowness_before_ = std::exchange(slowness_behind_, log_slowness());
+}
+
 bool ShadowTiming::restore() {
     counters_.hits.fill(0);
     counters_.countdown = {ShadowCounters::kNever, ShadowCounters::kNever};
@@ -58,7 +65,7 @@ bool ShadowTiming::restore() {
 
 bool ShadowTiming::restore_for_sampling() {
     pages_.restore_all();  // the last one may have gone anywhere
-    if (!restore()) return false;
+    if (!space_->use(Stubs::counting) || !restore()) return false;
     counters_.until_mark = ShadowCounters::kNever;
     return true;
 }
@@ -82,24 +89,44 @@ ShadowSpace::Run ShadowTiming::go(double own_ns, std::size_t marks, const std::f
 Timed ShadowTiming::timed_run(double length_ns, std::size_t marks, const std::function<void()>& at_end) {
     Timed timed;
     const std::size_t missed_before = pages_.missed_data() + pages_.missed_constants();
-    timed.run = go(length_ns, marks, at_end);
-    timed.hits = {sampler_.hits(0), sampler_.hits(1)};
-    timed.allocations = {sampler_.hits(0, true), sampler_.hits(1, true)};
+    timed.run = go(length_ns * std::exp(slowness_behind_ - usual_slowness_), marks, at_end);
+    note_slowness();
     timed.missed = pages_.missed_data() + pages_.missed_constants() - missed_before;
     const std::size_t marked = timed.run.marks_ns.size();
+    const std::uint64_t since = counters_.mark_every - std::min(counters_.until_mark, counters_.mark_every);
+    timed.all_allocations = static_cast<double>(marked * mark_every_ + since);
     const bool is_full = marked == (marks > 0 ? marks : ShadowCounters::kMarks);
     timed.is_cut = timed.run.end != ShadowSpace::End::limit && !is_full;
     // What counting took is spread over all of it.
-    const double counting_ns = kStubNs * timed.all_hits() + kMarkNs * static_cast<double>(marked);
-    const double own_share = 1 - std::min(counting_ns / std::max(timed.run.own_ns, 1.0), 0.5);
+    const double counting_ns = kStubNs * timed.all_allocations + kMarkNs * static_cast<double>(marked);
+    const double own_share = (1 - std::min(counting_ns / std::max(timed.run.own_ns, 1.0), 0.5)) *
+                             std::exp(usual_slowness_ - (slowness_before_ + slowness_behind_) / 2);
     for (double& ns : timed.run.marks_ns) ns *= own_share;
     const bool ends_at_mark = is_full && timed.run.end == ShadowSpace::End::stopped;
     timed.own_ns = ends_at_mark ? timed.run.marks_ns.back() : own_share * timed.run.own_ns;
     return timed;
 }
 
+/// Goes a way once more, up to a mark, or to where it is cut, and counts what it meets.
+bool ShadowTiming::count(Way& way, double length_ns, std::size_t marks) {
+    if (!space_->use(Stubs::counting)) return false;
+    Timed counted = timed_run(kPatience * length_ns, marks);
+    if (!space_->use(Stubs::marking)) return false;
+    counted.hits = {sampler_.hits(0), sampler_.hits(1)};
+    counted.allocations = {sampler_.hits(0, true), sampler_.hits(1, true)};
+    way.is_gone = counted.run.end == ShadowSpace::End::gone;
+    const bool arrives = counted.is_clean() &&
+                         (marks > 0 ? counted.run.marks_ns.size() == marks
+                                    : counted.is_cut && counted.all_allocations == way.full.all_allocations);
+    if (arrives) way.full = counted;
+    return arrives && !way.is_gone;
+}
+
 Way ShadowTiming::find_way(double length_ns, double factor, const std::function<void()>& at_end) {
     Way way;
+    if (!space_->use(Stubs::marking)) return way;
+    note_slowness();
+    if (states_ == 1) usual_slowness_ = slowness_behind_;
     const double every = std::floor(per_ns_.value * length_ns / kWantedMarks);
     set_marks(static_cast<std::uint64_t>(std::clamp(every, 1.0, 1e6)));
     const double slowness = std::max(slowness_.value, 1.0);
@@ -117,16 +144,18 @@ Way ShadowTiming::find_way(double length_ns, double factor, const std::function<
         way.is_gone = first.run.end == ShadowSpace::End::gone;
         if (way.is_gone) return way;
         if (!first.run.has_begun) continue;
+        pages_.see_changes();
         if (first.is_cut) {
             if (!first.is_clean()) continue;
             const auto same = fastest(first, 0, asked_ns, thorough_);
             if (!same) continue;
             way.full = *same;
             way.is_gone = same->run.end == ShadowSpace::End::gone;
+            if (way.is_gone) return way;
             way.own_ns = factor * warm_ns(same->own_ns);
             way.marks_ns = same->run.marks_ns;
-            way.is_known = !way.is_gone;
-            if (way.own_ns >= length_ns) way.is_whole = cut_at(way, length_ns, factor);
+            way.is_whole = way.own_ns >= length_ns && cut_at(way, length_ns, factor);
+            way.is_known = way.is_whole || count(way, asked_ns, 0);
             return way;
         }
         const std::size_t marks = first.run.marks_ns.size();
@@ -173,9 +202,9 @@ void ShadowTiming::end_with_mark(Way& way, std::size_t marks, double length_ns, 
     way.is_gone = best->run.end == ShadowSpace::End::gone;
     if (way.is_gone) return;
     way.marks_ns = best->run.marks_ns;
-    const double allocations = std::max(best->all_allocations(), 1.0);
+    const double allocations = std::max(best->all_allocations, 1.0);
     way.own_ns = factor * warm_ns(best->own_ns) * (allocations + 1) / allocations;
-    way.is_known = true;
+    way.is_known = count(way, length_ns, marks);
 }
 
 std::size_t ShadowTiming::marks_until(const Way& way, double length_ns, double factor) const {
@@ -219,11 +248,9 @@ bool ShadowTiming::cut_at(Way& way, double length_ns, double factor) {
         way.own_ns = length_ns;
         return true;
     }
-    const Timed part = timed_run(kPatience * way.marks_ns[marks - 1], marks);
-    if (!part.is_clean() || part.run.marks_ns.size() != marks) return false;
-    way.full = part;
+    if (!count(way, way.marks_ns[marks - 1], marks)) return false;
     // Behind the last mark there have been half as many allocations as up to the next, on average.
-    const double allocations = part.all_allocations();
+    const double allocations = way.full.all_allocations;
     way.own_ns = length_ns * allocations / (allocations + static_cast<double>(mark_every_ - 1) / 2);
     return true;
 }
@@ -235,7 +262,7 @@ void ShadowTiming::learn(const Timed& fastest) {
         const double slower = first_marks_ns_[common - 1] / std::max(marks_ns[common - 1], 1.0);
         slowness_.add(std::clamp(slower, 1.0, kMostSlowness), kSlownessMemory);
     }
-    per_ns_.add(fastest.all_allocations() / std::max(fastest.own_ns, 1.0), kRateMemory);
+    per_ns_.add(fastest.all_allocations / std::max(fastest.own_ns, 1.0), kRateMemory);
     cold_.add(marks_ns, static_cast<double>(mark_every_));
 }
 
@@ -259,21 +286,15 @@ std::optional<Timed> ShadowTiming::fastest(const Timed& first, std::size_t marks
                                            bool thoroughly) {
     constexpr int kMostMisses = 3;
     std::optional<Timed> best;
-    bool knows_changes = false;
     for (int i = 0, counted = 0, since = 0, misses = 0; i < kMostRuns && since < kRunsWithoutGain; ++i) {
         const Timed timed = timed_run(kPatience * length_ns, marks);
         if (timed.run.end == ShadowSpace::End::gone) return timed;
         const bool arrives =
             timed.is_clean() && (marks > 0 ? timed.run.marks_ns.size() == marks
-                                           : timed.is_cut && timed.all_hits() == first.all_hits());
+                                           : timed.is_cut && timed.all_allocations == first.all_allocations);
         if (!arrives) {
             if (++misses == kMostMisses) break;
             pages_.restore_all();
-            continue;
-        }
-        if (!knows_changes) {
-            // Began perhaps with what another had left, and the next one has been looked through.
-            knows_changes = pages_.see_changes();
             continue;
         }
         const bool gains = !best || timed.own_ns * kGain < best->own_ns;
@@ -301,6 +322,8 @@ std::size_t ShadowTiming::comparable(const Way& way) {
 std::optional<double> ShadowTiming::time_to(const Way& way, std::size_t marks) {
     constexpr int kRuns = 4;
     set_marks(way.mark_every);
+    if (!space_->use(Stubs::marking)) return std::nullopt;
+    note_slowness();
     std::optional<double> best_ns;
     for (int i = 0; i < kRuns; ++i) {
         const Timed timed = timed_run(kPatience * way.marks_ns[marks - 1], marks);

@@ -54,27 +54,28 @@ class ColdStart {
 /// A run of a shadow, and what it met.
 struct Timed {
     ShadowSpace::Run run;
-    double own_ns = 0;                            ///< up to its end, or to the mark that it was to end at
-    std::array<double, 2> hits{}, allocations{};  ///< by group
-    std::size_t missed = 0;                       ///< pages
-    bool is_cut = false;                          ///< it can't go on: a system call, a page that can't be had
+    double own_ns = 0;           ///< up to its end, or to the mark that it was to end at
+    double all_allocations = 0;  ///< of both groups
+    /// By group, where it was a run to count: else 0.
+    std::array<double, 2> hits{}, allocations{};
+    std::size_t missed = 0;  ///< pages
+    bool is_cut = false;     ///< it can't go on: a system call, a page that can't be had
 
     /// It had all pages that can be had.
     [[nodiscard]] bool is_clean() const {
         return missed == (run.end == ShadowSpace::End::missing_page ? 1U : 0U);
     }
     [[nodiscard]] double all_hits() const { return hits[0] + hits[1]; }
-    [[nodiscard]] double all_allocations() const { return allocations[0] + allocations[1]; }
 };
 
 /// The way that a state takes in so much of the program's own time.
 struct Way {
-    Timed full;             ///< a run that went it
+    Timed full;             ///< a run that went it, to count
     double own_ns = 0;      ///< how long it is: of the program's own time
     bool is_whole = false;  ///< it is as long as it was to be
     bool is_known = false;  ///< there was a run that missed no page
     bool is_gone = false;   ///< the shadow has ended
-    /// The fastest run, which may have gone farther: when it was at its marks, in the shadow's time.
+    /// The fastest run, which may have gone farther: when it was at its marks, in ShadowTiming's time.
     std::vector<double> marks_ns;
     std::uint64_t mark_every = 1;  ///< allocations
     std::size_t missed = 0;        ///< pages, by the first run
@@ -84,7 +85,8 @@ struct Way {
 ///
 /// The stubs note the time every few allocations (ShadowCounters::marks), so that a run says how long
 /// it took to each of them, without what lies before its first instruction and behind the last that counts,
-/// and that what it waited for can be left out.
+/// and that what it waited for can be left out. Times are told as if the processor were always as fast as it
+/// was in the session's first state (log_slowness()).
 class ShadowTiming {
   public:
     ShadowTiming(ShadowShared& shared, ShadowCounters& counters, ShadowPages& pages, ShadowSampler& sampler)
@@ -94,6 +96,9 @@ class ShadowTiming {
     void set_space(ShadowSpace* space) { space_ = space; }
     /// `time_ns`: what the runs read from the monotonic clock.
     void begin_state(std::uint64_t time_ns);
+    /// How much slower a processor of which log_slowness() said `there` is than what the shadow's time is
+    /// told in, its logarithm.
+    [[nodiscard]] double log_slower(double there) const { return there - usual_slowness_; }
     /// The state that was submitted, to be run without marks.
     bool restore_for_sampling();
     /// The way of the state in `length_ns` of the program's own time, which is `factor` times the shadow's.
@@ -104,14 +109,16 @@ class ShadowTiming {
     [[nodiscard]] Way way_before_late(double length_ns, double factor);
     /// Up to which mark of a way processors can be compared by: some 20 to 200 µs; 0: none.
     [[nodiscard]] static std::size_t comparable(const Way& way);
-    /// What the second half of a way up to a mark takes, by the fastest of a few runs; ns. Nothing where it
-    /// isn't gone the same way.
+    /// What the second half of a way up to a mark takes, by the fastest of a few runs, where this process and
+    /// the shadow are now; ns. Nothing where it isn't gone the same way.
     [[nodiscard]] std::optional<double> time_to(const Way& way, std::size_t marks);
 
   private:
     bool restore();
     ShadowSpace::Run go(double own_ns, std::size_t marks = 0, const std::function<void()>& at_end = {});
+    void note_slowness();
     Timed timed_run(double length_ns, std::size_t marks = 0, const std::function<void()>& at_end = {});
+    bool count(Way& way, double length_ns, std::size_t marks);
     [[nodiscard]] std::optional<Timed> fastest(const Timed& first, std::size_t marks, double length_ns,
                                                bool thoroughly);
     void learn(const Timed& fastest);
@@ -129,6 +136,8 @@ class ShadowTiming {
     ShadowSampler& sampler_;
     ShadowSpace* space_ = nullptr;
     ColdStart cold_;
+    /// log_slowness() of the processor: of the first state, and before and behind the present run.
+    double usual_slowness_ = 0, slowness_before_ = 0, slowness_behind_ = 0;
     RunningMean slowness_{4, 1};  ///< of a state's first run, compared with the fastest
     RunningMean soon_{1, 1};      ///< of the fastest of all runs, compared with the fastest of a few
     std::uint64_t states_ = 0;

@@ -35,9 +35,10 @@
 /// windows in the target are better.
 ///
 /// No two processors are equally fast: on a virtual machine each may be half as fast as the other by turns,
-/// because of what its host runs next to it. Each does a fixed piece of work for every state, and own time is
-/// told as it would have been on the target's. Now and then a state is run there as well (which the target
-/// does without meanwhile), for what the fixed work doesn't tell.
+/// because of what its host runs next to it. The target's does a fixed piece of work for every state, the
+/// shadow's before and after each run, and own time is told as it would have been on the target's. Now and
+/// then a state is run there as well (which the target does without meanwhile), for what the fixed work
+/// doesn't tell.
 ///
 /// A shadow does what the program does outside of the kernel: its windows stand for that part of its time.
 ///
@@ -116,8 +117,8 @@ struct ShadowShared {
     std::uint64_t state_bytes;
     alignas(64) std::array<std::byte, kStateBytes> extended_state;
 
-    /// time_fixed_work() on the thread's processor, by the tracing process; 0: not yet.
-    std::atomic<double> work_there;
+    /// log_slowness() of the thread's processor, by the tracing process; 0: not yet.
+    std::atomic<double> slowness_there;
 
     /// What is to be read of the next state: listed by the keeper, read by both.
     PageReads reads;

@@ -19,13 +19,15 @@ using probe::CounterStub;
 using probe::PlannedSite;
 using probe::ShadowCounters;
 using probe::SiteKind;
+using probe::Stubs;
 
 namespace {
 
 /// A function in memory of its own, with a stub and counters next to it.
 class Patched {
   public:
-    Patched(std::initializer_list<int> code, SiteKind kind, probe::Arguments args) {
+    Patched(std::initializer_list<int> code, SiteKind kind, probe::Arguments args,
+            Stubs stubs = Stubs::counting) {
         constexpr std::size_t kBytes = 0x10000;
         void* memory =
             ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -38,7 +40,7 @@ class Patched {
         site.site.args = args;
         site.address = address_of(0);
         std::memcpy(site.code.data(), base_, site.code.size());
-        stub_ = probe::make_counter(site, 3, 1, address_of(0x1000), address_of(0x2000));
+        stub_ = probe::make_counter(site, 3, 1, address_of(0x1000), address_of(0x2000), stubs);
         REQUIRE(stub_);
         std::memcpy(base_ + 0x1000, stub_->code.data(), stub_->size_bytes);
         std::memcpy(base_, stub_->jump.data(), stub_->jump.size());
@@ -145,8 +147,22 @@ TEST_CASE("a stub notes the time every few hits, and stops with the last mark") 
     CHECK(sum.stops(1, 2, 4));
 }
 
+TEST_CASE("a stub that is only to mark does nothing else") {
+    const Patched sum(kSum, SiteKind::allocate, size_and_count(), Stubs::marking);
+    sum.counters().mark_every = sum.counters().until_mark = 2;
+    sum.counters().countdown[1] = 1;
+    sum.counters().big_bytes = 0;
+    for (std::uint64_t i = 0; i < 5; ++i) CHECK(sum(i, 5) == i + 6);
+    CHECK(sum.counters().marked == 2);
+    CHECK(sum.counters().until_mark == 1);
+    CHECK(sum.counters().hits[3] == 0);
+    CHECK(sum.counters().countdown[1] == 1);
+    sum.counters().last_mark = 3;
+    CHECK(sum.stops(1, 2, 4));
+}
+
 TEST_CASE("an entry notes the time and changes nothing else") {
-    constexpr std::size_t kBytes = 0x4000;
+    constexpr std::size_t kBytes = 0x8000;
     void* memory =
         ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     REQUIRE(memory != MAP_FAILED);
@@ -211,8 +227,9 @@ TEST_CASE("what can't be moved gets no stub") {
     site.site.args = size_and_count();
     site.address = 0x500000;
     site.code.fill(std::byte{0xC3});  // ret
-    CHECK_FALSE(probe::make_counter(site, 0, 0, 0x600000, 0x601000));
+    CHECK_FALSE(probe::make_counter(site, 0, 0, 0x600000, 0x601000, Stubs::counting));
     site.code.fill(std::byte{0x90});
-    CHECK(probe::make_counter(site, 0, 0, 0x600000, 0x601000));
-    CHECK_FALSE(probe::make_counter(site, 0, 0, 0x600000 + (std::uint64_t{3} << 30), 0x601000));
+    CHECK(probe::make_counter(site, 0, 0, 0x600000, 0x601000, Stubs::counting));
+    CHECK_FALSE(
+        probe::make_counter(site, 0, 0, 0x600000 + (std::uint64_t{3} << 30), 0x601000, Stubs::counting));
 }
