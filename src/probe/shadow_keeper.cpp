@@ -30,7 +30,7 @@ constexpr double kShortestGapNs = 10;
 /// first. On a virtual machine one is half as fast as the other by turns, as its host runs something next to
 /// it. That is told for each state by fixed work on both (processor_speed.h); what stays, of many
 /// comparisons, is another difference.
-constexpr std::uint64_t kCompareEveryNs = 800'000'000, kCompareFirstNs = 150'000'000,
+constexpr std::uint64_t kCompareEveryNs = 500'000'000, kCompareFirstNs = 150'000'000,
                         kForgetNs = 10'000'000'000;
 constexpr double kFirstCompared = 6, kComparedMemory = 32;
 /// As if so many had been made that found none.

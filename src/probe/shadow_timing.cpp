@@ -19,7 +19,7 @@ constexpr double kGain = 1.02, kWarmer = 2;
 /// them could be timed better.
 constexpr int kFewRuns = 2;
 constexpr std::uint64_t kThoroughEvery = 8;
-constexpr double kSoonMemory = 8, kMostGain = 0.25;
+constexpr double kFirstThorough = 8, kSoonMemory = 32, kMostGain = 0.25, kMostLoss = 1.1;
 /// So often it is tried to go a way without missing a page.
 constexpr int kMostTries = 8;
 /// A way that is too short is tried again, for longer.
@@ -45,7 +45,7 @@ constexpr double kStubNs = 1.2, kMarkNs = 12;
 
 void ShadowTiming::begin_state(std::uint64_t time_ns) {
     before_late_ = 0;
-    thorough_ = states_++ % kThoroughEvery == 0 || soon_.count < kSoonMemory;
+    thorough_ = states_++ % kThoroughEvery == 0 || soon_.count < kFirstThorough;
     space_->begin_state(time_ns);
 }
 
@@ -64,8 +64,8 @@ bool ShadowTiming::restore() {
 }
 
 bool ShadowTiming::restore_for_sampling() {
-    pages_.restore_all();  // the last one may have gone anywhere
     if (!space_->use(Stubs::counting) || !restore()) return false;
+    pages_.restore_all();  // behind it: it goes farther than those before
     counters_.until_mark = ShadowCounters::kNever;
     return true;
 }
@@ -132,7 +132,6 @@ Way ShadowTiming::find_way(double length_ns, double factor, const std::function<
     const double slowness = std::max(slowness_.value, 1.0);
     double asked_ns = slowness * length_ns / factor;
     for (int i = 0, lengths = 0; i < kMostTries && lengths < kMostLengths; ++i) {
-        pages_.restore_all();
         const Timed first = timed_run(asked_ns, 0, i == 0 ? at_end : nullptr);
         if (i == 0) {
             first_marks_ns_ = first.run.marks_ns;
@@ -229,7 +228,7 @@ bool ShadowTiming::end_at(Way& way, double length_ns, double behind_ns, double f
         if (way.is_gone) return false;
         // The first few runs, as they were, are those that other states have alone.
         const double few_ns = way.marks_ns[most - 1] / soon_.value;
-        soon_.add(std::clamp(best->run.marks_ns.back() / few_ns, kMostGain, 1.0), kSoonMemory);
+        soon_.add(std::clamp(best->run.marks_ns.back() / few_ns, kMostGain, kMostLoss), kSoonMemory);
         way.marks_ns = best->run.marks_ns;
     }
     learn(way.full);
