@@ -14,7 +14,7 @@ using trace::AllocKind;
 using trace::LiveBlocks;
 
 /// The share of the time that counting may take, and how often it is done at most.
-constexpr double kMostShare = 0.005;
+constexpr double kMostShare = 0.02;
 constexpr std::uint64_t kCountEveryNs = 1'000'000'000;
 /// Looks at what was there at first are seldomer than those at new blocks: there's nothing to be learnt from
 /// when exactly it went.

@@ -19,7 +19,7 @@ constexpr double kFewBlocks = 4, kFewAlive = 2, kOneAlive = 0.9;  // some count 
 /// of what they do on average, or it has stopped.
 constexpr double kMostly = 0.8, kGoesOn = 0.25;
 /// Of fewer blocks all may be born early by chance: one time in twenty not one of eleven is of the last
-/// quarter, though they come evenly.
+/// quarter, though they come evenly. Those of one window come together.
 constexpr double kTellingBlocks = 11;
 
 /// The inverse of normal_cdf, for 0.5 < p < 1.
@@ -131,7 +131,9 @@ std::optional<Leak> judge(const LeakCandidate& candidate, const AllWindowTimes& 
         return std::nullopt;
     const double z_all = error > 0 ? growth / error : 10;
     double z_recent = z_all;
-    const bool is_telling = !is_counted || all.born >= kTellingBlocks;
+    const double windows = memory.alloc.effective_groups();
+    const double most = windows > 0 ? windows : all.born;
+    const bool is_telling = !is_counted || std::min(all.born, most) >= kTellingBlocks;
     if (old.born >= kFewBlocks && old.alive >= kKeepsAll * old.born) {
         // It frees nothing, and grows as long as it allocates: blocks are counted, since what windows weigh
         // would hide that.
@@ -139,7 +141,8 @@ std::optional<Leak> judge(const LeakCandidate& candidate, const AllWindowTimes& 
         if (is_telling && cohort(memory, t, 0.75, 1.01).born < 0.1 * all.born) return std::nullopt;
     } else if (is_counted) {
         // Others of its size may grow in its stead: then it keeps nothing of late.
-        if (all.alive >= kTellingBlocks && cohort(memory, t, 0.75, 1.01).alive < 0.1 * all.alive)
+        if (std::min(all.alive, most) >= kTellingBlocks &&
+            cohort(memory, t, 0.75, 1.01).alive < 0.1 * all.alive)
             return std::nullopt;
     } else {
         const Slope recent = slope_between(memory, t, 0.5, 1);
