@@ -35,6 +35,8 @@ struct Costs {
     double user_share = 1;      ///< of the program's time, outside of the kernel
     double missed = 0;          ///< so many threads sleep when they have been stopped for a shadow
     double spoilt = 0;          ///< so many shadows go astray
+    double work_ns = 1e6;       ///< of another processor, for a shadow
+    double rest_ns = 0;         ///< of the program, after each millisecond of its own time
 };
 
 struct Result {
@@ -84,7 +86,7 @@ Result run(const std::function<Step()>& program, double own_s, probe::SchedulePo
         for (const auto& [line, bytes] : shadow.lines)
             result.estimate[line] += bytes * shadow.window.span_ns / length;
         schedule.group(shadow.window.group)
-            .copied({true, length >= shadow.window.own_ns, length, shadow.hits, shadow.bytes, 1e6});
+            .copied({true, length >= shadow.window.own_ns, length, shadow.hits, shadow.bytes, costs.work_ns});
         shadow = {};
     };
     probe::Plan plan;
@@ -132,7 +134,13 @@ Result run(const std::function<Step()>& program, double own_s, probe::SchedulePo
         wall += costs.wall_ns + stopped;
     };
     double cold = 0;
+    double rested_own = 0;
     while (own < own_s * 1e9) {
+        if (costs.rest_ns > 0 && own - rested_own > 1e6) {
+            rested_own = own;
+            wall += costs.rest_ns;
+            step();
+        }
         Step next = program();
         double left = next.gap_ns;
         while (wall + left > static_cast<double>(plan.wake_ns)) {
@@ -283,6 +291,18 @@ TEST_CASE("windows are no longer than shadows can go") {
     CHECK(r.figures.malloc.copied_windows > r.figures.malloc.windows / 2);
     CHECK(r.figures.overhead < 0.07);
     CHECK(r.ratio(1) == doctest::Approx(1).epsilon(0.05));
+}
+
+TEST_CASE("a program that rests has more shadows in the same time of its own, as they are another's work") {
+    Costs costs;
+    costs.work_ns = 10e6;
+    const Result busy = run(steady(200, trace::AllocKind::malloc), 4, {}, costs);
+    CHECK(busy.figures.malloc.copied_windows > 20);
+    costs.rest_ns = 3e6;
+    const Result resting = run(steady(200, trace::AllocKind::malloc), 4, {}, costs);
+    CHECK(resting.figures.malloc.copied_windows > 2 * busy.figures.malloc.copied_windows);
+    CHECK(resting.figures.overhead < 0.07);
+    CHECK(resting.ratio(1) == doctest::Approx(1).epsilon(0.05));
 }
 
 TEST_CASE("shadows stand for the time outside of the kernel") {
