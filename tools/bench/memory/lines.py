@@ -103,6 +103,9 @@ def main():
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--runs", type=int, default=1)
     arguments = parser.parse_args()
+    for program in arguments.program:
+        if not (HERE / "programs" / f"{program}.py").exists():
+            parser.error(f"there is no {HERE / 'programs' / program}.py")
     results = collections.defaultdict(list)
     with tempfile.TemporaryDirectory() as name:
         directory = pathlib.Path(name)

@@ -64,6 +64,8 @@ class Session:
     """memattach attached to a process for as long as the `with` block lasts; then `profile`."""
 
     def __init__(self, memattach, pid, *options):
+        # A shell's background job has SIGINT ignored, and what it starts would too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         self.command = [memattach, "-p", str(pid), "--json", "-", *options]
         self.profile = None
 
