@@ -169,10 +169,15 @@ std::optional<Leak> judge(const LeakCandidate& candidate, const AllWindowTimes& 
     leak.confidence = confidence;
     const double first_half = static_cast<double>(memory.live_in_slot[std::min(
         TimeSlots::kSlots - 1, static_cast<std::size_t>(t / 2 * 1e9 / memory.slot_ns))]);
-    leak.evidence = fmt::format(
-        "{:.0f} of {:.0f} sampled blocks from the first {:.0f} s still live; {} in the first "
-        "half of the session, {} in the second",
-        old.alive, old.born, 0.75 * t, megabytes(first_half), megabytes(live - first_half));
+    leak.evidence = fmt::format("{:.0f} of {:.0f} sampled blocks from the first {:.0f} s still live; ",
+                                old.alive, old.born, 0.75 * t);
+    // How much there was when isn't known from the few samples of windows; the counts know.
+    leak.evidence +=
+        is_counted
+            ? fmt::format("by the allocator's own count of its sizes {} a minute, {} in the last quarter",
+                          megabytes(memory.counted_growth), megabytes(memory.late_growth))
+            : fmt::format("{} in the first half of the session, {} in the second", megabytes(first_half),
+                          megabytes(live - first_half));
     if (memory.unconfirmed > 0.005 * live) {
         leak.evidence += fmt::format("; {:.0f} % of it could not be looked at any more at the end",
                                      100 * std::min(1.0, memory.unconfirmed / live));

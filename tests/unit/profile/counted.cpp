@@ -68,11 +68,11 @@ struct Target {
         builder->add(w);
     }
     /// A window in which ten blocks of line 1 come and go, and one of line 2 stays where `one_stays`.
-    void busy_window(std::uint64_t id, bool one_stays) {
+    void busy_window(std::uint64_t id, int stay) {
         const double at = 100.0 * static_cast<double>(id);
         std::vector<std::uint64_t> blocks;
         for (int i = 0; i < 10; ++i) blocks.push_back(alloc(at + 0.1 * i, 1, id));
-        if (one_stays) alloc(at, 2, id);
+        for (int i = 0; i < stay; ++i) alloc(at + 0.01 * i, 2, id);
         for (const std::uint64_t block : blocks) free(at + 1, block);
         window(at, id);
     }
@@ -124,7 +124,7 @@ TEST_CASE("a leak of which hardly anything was seen is as large as the count, an
     Target t;
     for (std::uint64_t w = 1; w <= 200; ++w) {
         const double at = 100.0 * static_cast<double>(w);
-        t.busy_window(w, w == 40 || w == 150);
+        t.busy_window(w, w == 40 || w == 150 ? 1 : 0);
         // 1,000 blocks a second stay, and ten or so are in use for a moment.
         if (w % 10 == 0) t.count(at + 2, at + 10);
     }
@@ -145,12 +145,28 @@ TEST_CASE("a leak of which two blocks were seen is a suspect as long as the coun
         for (std::uint64_t w = 1; w <= 200; ++w) {
             const double at = 100.0 * static_cast<double>(w);
             // Early ones: whether it goes on the count alone says.
-            t.busy_window(w, w == 40 || w == 90);
+            t.busy_window(w, w == 40 || w == 90 ? 1 : 0);
             if (w % 10 == 0) t.count(at + 2, (goes_on ? at : std::min(at, 12'000.0)) + 10);
         }
         const profile::Profile p = t.finish(20);
         REQUIRE(p.leaks.size() == (goes_on ? 1 : 0));
-        if (goes_on) CHECK(p.leaks.front().line == 2);
+        if (!goes_on) continue;
+        CHECK(p.leaks.front().line == 2);
+        CHECK(p.leaks.front().evidence.find("by the allocator's own count") != std::string::npos);
+    }
+}
+
+TEST_CASE("many blocks of few windows don't tell that a line has stopped growing, those of many do") {
+    for (const bool few : {true, false}) {
+        CAPTURE(few);
+        Target t;
+        for (std::uint64_t w = 1; w <= 200; ++w) {
+            // The same number, none in the last quarter of the session.
+            t.busy_window(w,
+                          few ? (w == 40 || w == 70 || w == 110 ? 14 : 0) : (w % 3 == 0 && w < 127 ? 1 : 0));
+            if (w % 10 == 0) t.count(100.0 * static_cast<double>(w) + 2, 100.0 * static_cast<double>(w));
+        }
+        CHECK(t.finish(20).leaks.size() == (few ? 1 : 0));
     }
 }
 
