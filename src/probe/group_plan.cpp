@@ -17,9 +17,10 @@ constexpr double kUnknownSpanShare = 8;
 constexpr double kDense = 0.15;
 /// The shortest span for a shadow, which is some milliseconds of another processor's work.
 constexpr double kCopySpanNs = 4e6;
-/// How much of another processor that may take, for each group, as a multiple of its budget: some 16 % in all
-/// at 5 %. Two and a half times as much slowed down a program that moves much memory (pandas) by another 3 %.
-/// What isn't used while the program rests is there for so many windows when it doesn't.
+/// How much of another processor that may take, for each group, as a multiple of its budget: 6 to 19 % in all
+/// at 5 %, of four programs. Two and a half times as much slowed down a program that moves much memory
+/// (pandas) by another 3 %. What isn't used while the program rests is there for so many windows when it
+/// doesn't.
 constexpr double kCopyWork = 4.5, kMostSaved = 16;
 /// So many that come to nothing, one after the other, and this program can't be copied: windows go by the
 /// clock.
