@@ -39,7 +39,7 @@ constexpr double kWantedMarks = 64;
 constexpr double kMostSlowness = 12, kSlownessMemory = 16;
 constexpr double kRateMemory = 16;
 /// What a stub is taken to add to an allocation, among other instructions that don't wait for it (one that
-/// counts adds 1.2 ns on Zen 3, 6 on Sapphire Rapids; those of timed runs only mark), and what a mark does.
+/// counts adds 1.2 ns on one machine, 6 on another; those of timed runs only mark), and what a mark does.
 constexpr double kStubNs = 1.2, kMarkNs = 12;
 
 }  // namespace
